@@ -1,0 +1,30 @@
+"""An agent's configuration: TOML and environment variables in, frozen dataclasses out."""
+
+from p2pdist.config.load import load_agent
+from p2pdist.config.options import (
+    AdminConfig,
+    AgentConfig,
+    LogConfig,
+    MirrorConfig,
+    NodeConfig,
+    PeerConfig,
+    RegistryConfig,
+    TrackerConfig,
+    UpstreamConfig,
+)
+from p2pdist.config.values import human_size, parse_size
+
+__all__ = [
+    "AdminConfig",
+    "AgentConfig",
+    "LogConfig",
+    "MirrorConfig",
+    "NodeConfig",
+    "PeerConfig",
+    "RegistryConfig",
+    "TrackerConfig",
+    "UpstreamConfig",
+    "human_size",
+    "load_agent",
+    "parse_size",
+]

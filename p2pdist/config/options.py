@@ -1,0 +1,256 @@
+"""Every option of an agent: its type, unit, default and what it does, said once, here.
+
+The commented example file and the reference page are made from these declarations (`p2pdist.config.reference`), and
+the loader (`p2pdist.config.load`) knows nothing else. An instance checks its values however it is made; a wrong one is
+a ConfigError.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from p2pdist.config import values as v
+from p2pdist.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """What is known of one option besides its name and default. `shown`: the default in the reference, as TOML."""
+
+    kind: v.Kind[Any]
+    doc: str
+    shown: str
+    note: str = ""  # where the default depends on the machine: how
+
+
+def _option(kind: v.Kind[Any], default: Any, doc: str) -> Any:
+    return field(default=default, metadata={"option": Option(kind, doc, kind.show(default))})
+
+
+def _derived(kind: v.Kind[Any], factory: Callable[[], Any], shown: str, note: str, doc: str) -> Any:
+    return field(default_factory=factory, metadata={"option": Option(kind, doc, shown, note)})
+
+
+class Section:
+    """Base of a table of options: the values are checked however the instance was made."""
+
+    __slots__ = ()
+
+    def __post_init__(self) -> None:
+        for item in fields(self):  # type: ignore[arg-type]  # every subclass is a dataclass
+            option = item.metadata["option"]
+            try:
+                object.__setattr__(self, item.name, option.kind.accept(getattr(self, item.name)))
+            except ValueError as error:
+                raise ConfigError(f"{item.name}: {error}") from error
+
+
+def default_data_dir() -> Path:
+    """Where an agent keeps its data unless told: the system's place for root, the user's own for everyone else."""
+    if os.geteuid() == 0:
+        return Path("/var/lib/p2pdist")
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "p2pdist"
+
+
+@dataclass(frozen=True, slots=True)
+class NodeConfig(Section):
+    """This node: its name, and where and how much it keeps."""
+
+    name: str = _derived(
+        v.TEXT,
+        socket.gethostname,
+        v.quoted("node-1"),
+        "this host's name",
+        "What this node is called in status and logs.",
+    )
+    data_dir: Path = _derived(
+        v.PATH,
+        default_data_dir,
+        v.quoted("/var/lib/p2pdist"),
+        "/var/lib/p2pdist for root, ~/.local/share/p2pdist for other users",
+        "Directory of the store and the node's key. One agent per directory.",
+    )
+    max_store_bytes: int | None = _option(
+        v.optional(v.SIZE, 0, "no bound"),
+        50 * 1024**3,
+        "Blobs kept on disk, at most. Beyond it the least recently used go; what is being read or fetched never does.",
+    )
+    shutdown_seconds: float = _option(
+        v.SECONDS,
+        10.0,
+        "How long a stopping agent (SIGTERM, Ctrl-C) goes on serving what has begun before it closes.",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class MirrorConfig(Section):
+    """The registry mirror that this node's container daemon asks. Plain HTTP, so keep it on loopback."""
+
+    host: str = _option(
+        v.HOST, "127.0.0.1", "Address to listen on. Whoever reaches it can pull what this node may pull."
+    )
+    port: int = _option(v.PORT, 5050, "Port to listen on.")
+    serve: str = _option(
+        v.one_of("auto", "proved"),
+        "auto",
+        "When a blob's bytes may leave. In both, no byte that isn't proved ever does. "
+        '"auto": once its whole digest is proved; for a blob that takes longer than header_deadline_seconds, chunk by\n'
+        "proved chunk, the last one withheld until the whole digest is proved. "
+        '"proved": never before the whole digest is proved (containerd from 2.3 and Docker 29 give up after 30 s).',
+    )
+    header_deadline_seconds: float = _option(
+        v.SECONDS,
+        15.0,
+        'With serve = "auto": response headers of a blob go out after at most this long.',
+    )
+    decide_seconds: float = _option(
+        v.SECONDS,
+        10.0,
+        "A request that nothing has been found for after this long is answered 404: the daemon then asks the upstream.",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class PeerConfig(Section):
+    """The port on which the other nodes fetch chunks from this one."""
+
+    host: str = _option(v.HOST, "0.0.0.0", "Address to listen on.")
+    port: int = _option(v.PORT, 5051, "Port to listen on; the other nodes must reach it.")
+    advertise_host: str | None = _option(
+        v.optional(v.HOST, "", "the address that the tracker sees this node come from"),
+        None,
+        "Where the other nodes reach this one.",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class TrackerConfig(Section):
+    """Who tells this node which other nodes want or have a blob."""
+
+    urls: tuple[str, ...] = _option(
+        v.list_of(v.HTTP_URL),
+        (),
+        "Trackers, in order of preference. None: this node fetches everything from upstream itself.",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamConfig(Section):
+    """What holds for every upstream registry."""
+
+    allow_any: bool = _option(
+        v.FLAG,
+        False,
+        "Take blobs from any registry that a daemon names, not only from those in [[registries]]. Then whoever "
+        "reaches the mirror can make this node send requests to any host.",
+    )
+    credentials_file: Path | None = _option(
+        v.optional(v.PATH, "", "no credentials"),
+        None,
+        "Credentials for the registries, in the form of Docker's config.json (auths, credHelpers).",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class RegistryConfig(Section):
+    """One upstream registry that blobs may be taken from; a registry that isn't listed is answered 404.
+
+    Without any table the list is docker.io alone; with one, exactly what is listed.
+    """
+
+    name: str = _option(v.REGISTRY, "docker.io", 'As image names spell it: "docker.io", "ghcr.io", "10.0.0.5:5000".')
+    url: str | None = _option(
+        v.optional(v.HTTP_URL, "", "https:// and the name, http:// on loopback, Docker Hub's own host for docker.io"),
+        None,
+        "Where it is reached.",
+    )
+    ca_file: Path | None = _option(
+        v.optional(v.PATH, "", "the system's"),
+        None,
+        "Certificate authorities (PEM) that its certificate must come from.",
+    )
+    connect_timeout_seconds: float = _option(v.SECONDS, 5.0, "Longest wait for a connection.")
+    stall_timeout_seconds: float = _option(v.SECONDS, 20.0, "Longest wait for the next bytes of a body.")
+    max_connections: int = _option(v.COUNT, 16, "Connections at once.")
+
+    @property
+    def endpoint(self) -> str:
+        """The address requests go to: `url`, or what follows from the name."""
+        if self.url is not None:
+            return self.url
+        if self.name == "docker.io":
+            return "https://registry-1.docker.io"
+        loopback = self.name.startswith(("127.", "[::1]")) or self.name.split(":")[0] == "localhost"
+        return f"{'http' if loopback else 'https'}://{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class AdminConfig(Section):
+    """The agent's own interface, for `p2pdist status` and metrics: HTTP on a Unix socket that only its user opens."""
+
+    socket: Path | None = _option(
+        v.optional(v.SOCKET, "", "admin.sock in the data directory"),
+        None,
+        "Where the socket is made.",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class LogConfig(Section):
+    """What is written to standard error."""
+
+    level: str = _option(v.one_of("debug", "info", "warning", "error"), "info", "The least important level written.")
+    format: str = _option(
+        v.one_of("auto", "text", "json"),
+        "auto",
+        '"text": one readable line each; "json": one object each; "auto": text on a terminal, json elsewhere.',
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class AgentConfig:
+    """Everything an agent is told. Made by `p2pdist.config.load_agent`, or directly in code."""
+
+    node: NodeConfig = field(default_factory=NodeConfig)
+    mirror: MirrorConfig = field(default_factory=MirrorConfig)
+    peer: PeerConfig = field(default_factory=PeerConfig)
+    tracker: TrackerConfig = field(default_factory=TrackerConfig)
+    upstream: UpstreamConfig = field(default_factory=UpstreamConfig)
+    registries: tuple[RegistryConfig, ...] = field(default_factory=lambda: (RegistryConfig(),))
+    admin: AdminConfig = field(default_factory=AdminConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+
+    def __post_init__(self) -> None:
+        names = [registry.name for registry in self.registries]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ConfigError(f"registries: {v.quoted(twice)} is there twice")
+        if self.admin.socket is None:
+            try:
+                v.SOCKET.accept(self.admin_socket)
+            except ValueError as error:
+                raise ConfigError(f"admin.socket: {error}; set one in a shorter directory") from error
+
+    @property
+    def admin_socket(self) -> Path:
+        """Where the admin socket is."""
+        return self.admin.socket if self.admin.socket is not None else self.node.data_dir / "admin.sock"
+
+
+def section_types() -> dict[str, type[Section]]:
+    """The tables of an agent's file by name, in the order of the reference; `registries` is an array of tables."""
+    return {
+        "node": NodeConfig,
+        "mirror": MirrorConfig,
+        "peer": PeerConfig,
+        "tracker": TrackerConfig,
+        "upstream": UpstreamConfig,
+        "registries": RegistryConfig,
+        "admin": AdminConfig,
+        "log": LogConfig,
+    }
