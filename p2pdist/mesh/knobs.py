@@ -1,0 +1,24 @@
+"""The constants of the mesh. Where each was measured: the design page on the swarm, and docs/adr."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Knobs:
+    """Counts, and times in seconds."""
+
+    uploads: int = 8  # transfers sent at once: fills the uplink with slow receivers (4: 1.15)
+    requests: int = 12  # requests out per node: 1.5 uploads, never idle, little waiting
+    per_neighbour: int = 2  # requests out per neighbour
+    waiting: int = 3  # requests that wait for a slot before the busiest asker is answered 503: hides a round trip
+    degree: int = 20  # neighbours wished for (5: 1.28, 12: 1.09, 99: 1.21)
+    few: int = 5  # fewer neighbours than this: ask the tracker for more
+    stall: float = 3.0  # a transfer without a byte for so long is given up, its peer dropped
+    hold_min: float = 0.02  # a busy neighbour is left alone for a fraction of a chunk time, at least ...
+    hold_max: float = 0.25  # ... and at most
+    miss_after: float = 1.0  # nothing came for so long and no neighbour has it: ask the tracker
+    end_game: int = 64  # the last 1/64 of the chunks may be asked of a second neighbour
+    alone_after: float = 1.0  # without a tracker for so long: own reads from upstream, claimed first
+    tick: float = 0.1

@@ -1,0 +1,1 @@
+"""What both engines share: attestations, proof, the plan of an image, leases held, and the engine Protocol."""

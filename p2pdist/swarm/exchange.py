@@ -1,0 +1,268 @@
+"""One blob as its swarm sees it here: its chunks, what is proved, and who said so.
+
+Engines and leases bring bytes through a `Receiver`; `Exchange.prove` is the only way a chunk becomes servable.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from p2pdist.errors import PeerError, StorageError
+from p2pdist.oci import Digest
+from p2pdist.protocol.chunks import chunk_count, chunk_range
+from p2pdist.protocol.messages import Attestation
+from p2pdist.swarm.attest import Attestor, pack, unpack
+
+if TYPE_CHECKING:
+    from p2pdist.store import BlobFile, Staging, Store
+
+
+class Receiver:
+    """Takes the bytes of one chunk in order, hashing them as they come.
+
+    The first receiver of a chunk writes straight to the staging file; one beside it (the end game asks two peers)
+    keeps its bytes in memory until they are proved, so that a liar can't overwrite what an honest peer sent.
+    """
+
+    __slots__ = ("_buffer", "_exchange", "_hash", "index", "offset", "remaining")
+
+    def __init__(self, exchange: Exchange, index: int, direct: bool) -> None:
+        self.index = index
+        self.offset, end = chunk_range(index, exchange.size, exchange.chunk_size)
+        self.remaining = end - self.offset
+        self._exchange = exchange
+        self._hash = hashlib.sha256()
+        self._buffer: bytearray | None = None if direct else bytearray()
+
+    def feed(self, data: bytes | memoryview) -> None:
+        """The next bytes. ValueError if they are more than the chunk has; StorageError from the disk."""
+        if len(data) > self.remaining:
+            raise ValueError(f"chunk {self.index}: {len(data) - self.remaining} bytes too many")
+        self._hash.update(data)
+        if self._buffer is not None:
+            self._buffer += data
+        elif not self._exchange.have >> self.index & 1:
+            self._exchange.write(self.offset, data)
+        self.offset += len(data)
+        self.remaining -= len(data)
+
+    def digest(self) -> bytes:
+        """sha256 of what came, 32 bytes."""
+        return self._hash.digest()
+
+    def flush(self) -> None:
+        """Write what was kept in memory; only after it was proved."""
+        if self._buffer is not None:
+            self._exchange.write(self.offset - len(self._buffer), self._buffer)
+
+    def close(self) -> None:
+        """No more bytes come; another receiver may write straight to the file."""
+        self._exchange.closed(self)
+
+
+class Exchange:
+    """The chunks of one blob on this node, while it is fetched (a staging) and while it is served (a blob file)."""
+
+    def __init__(
+        self,
+        digest: Digest,
+        size: int,
+        chunk_size: int,
+        attestor: Attestor,
+        clock: Callable[[], float],
+        *,
+        staging: Staging | None = None,
+        blob: BlobFile | None = None,
+    ) -> None:
+        self.digest = digest
+        self.name = str(digest)
+        self.size = size
+        self.chunk_size = chunk_size
+        self.count = chunk_count(size, chunk_size)
+        self.full = (1 << self.count) - 1
+        self.failure: Exception | None = None
+        self.listeners: list[Callable[[Exchange, int], None]] = []
+        self._attestor = attestor
+        self._clock = clock
+        self._staging = staging
+        self._blob = blob
+        self._direct: dict[int, Receiver] = {}
+        self._signed: dict[int, bytes] = {}
+        self._pulse = asyncio.Event()
+
+    # --- state ---------------------------------------------------------------------------------------------------
+
+    @property
+    def have(self) -> int:
+        """Bitmask of proved chunks."""
+        if self._blob is not None:
+            return self.full
+        return self._staging.have if self._staging is not None else 0
+
+    @property
+    def whole(self) -> bool:
+        """Every chunk is proved (the blob's own digest perhaps not yet)."""
+        return self.have == self.full
+
+    @property
+    def stored(self) -> bool:
+        """The whole digest is proved."""
+        return self._blob is not None
+
+    @property
+    def fd(self) -> int:
+        """The file that proved chunks are sent from."""
+        source = self._blob if self._blob is not None else self._staging
+        if source is None:
+            raise StorageError(f"{self.name} is closed")
+        return source.fd
+
+    def length(self, index: int) -> int:
+        """Bytes of chunk `index`."""
+        start, end = chunk_range(index, self.size, self.chunk_size)
+        return end - start
+
+    async def changed(self) -> None:
+        """Returns after the next chunk is proved, or the state changes otherwise."""
+        await self._pulse.wait()
+
+    def pulse(self) -> None:
+        """Wake everyone who waits for a change."""
+        self._pulse.set()
+        self._pulse = asyncio.Event()
+
+    def fail(self, error: Exception) -> None:
+        """The exchange is over; everyone who waits learns why."""
+        if self.failure is None:
+            self.failure = error
+        self.pulse()
+
+    # --- receiving -----------------------------------------------------------------------------------------------
+
+    def receive(self, index: int) -> Receiver:
+        """A receiver for chunk `index`."""
+        direct = index not in self._direct and not self.have >> index & 1
+        receiver = Receiver(self, index, direct)
+        if direct:
+            self._direct[index] = receiver
+        return receiver
+
+    def closed(self, receiver: Receiver) -> None:
+        """`receiver` takes no more bytes."""
+        if self._direct.get(receiver.index) is receiver:
+            del self._direct[receiver.index]
+
+    def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
+        """Bytes of an unproved chunk into the staging file."""
+        if self._staging is not None:
+            self._staging.write(offset, data)
+
+    def prove(self, receiver: Receiver, attestation: Attestation, peer: bytes) -> bool:
+        """Accept the chunk that `receiver` took from `peer` if a member attests just these bytes.
+
+        True: it is proved now. False: it was there already. PeerError: it is refused, and why.
+        """
+        receiver.close()
+        index = receiver.index
+        got = receiver.digest()
+        if got != attestation.sha256:
+            raise PeerError(
+                f"chunk {index} of {self.name}: attested sha256 {attestation.sha256.hex()}, got {got.hex()}",
+                peer=peer.hex(),
+            )
+        fault = self._attestor.fault(attestation, self.name, self.chunk_size, index, self._clock())
+        if fault is not None:
+            raise PeerError(f"chunk {index} of {self.name}: the attestation is refused: {fault}", peer=peer.hex())
+        return self._accept(receiver, got, pack(attestation))
+
+    def prove_read(self, receiver: Receiver) -> bytes:
+        """Accept a chunk that this node read from upstream under a lease. Returns its sha256."""
+        receiver.close()
+        got = receiver.digest()
+        self._accept(receiver, got, b"")
+        return got
+
+    def _accept(self, receiver: Receiver, sha256: bytes, evidence: bytes) -> bool:
+        index = receiver.index
+        if self._staging is None or self.have >> index & 1:
+            return False
+        receiver.flush()
+        self._staging.prove(index, sha256, evidence)
+        for listener in tuple(self.listeners):
+            listener(self, index)
+        self.pulse()
+        return True
+
+    def forget(self, index: int) -> None:
+        """Chunk `index` turned out wrong."""
+        if self._staging is not None:
+            self._staging.forget(index)
+        self._signed.pop(index, None)
+
+    # --- giving --------------------------------------------------------------------------------------------------
+
+    def attestation(self, index: int) -> bytes | None:
+        """The packed attestation to send with chunk `index`; this node's own where nobody else's is known.
+
+        None while this node is no member and has none from others.
+        """
+        packed = self._signed.get(index)
+        if packed is not None:
+            return packed
+        sha256: bytes | None = None
+        if self._staging is not None:
+            record = self._staging.evidence(index)
+            if record is None:
+                return None
+            sha256, evidence = record
+            if evidence and unpack(evidence).signer.expires > self._clock():
+                self._signed[index] = evidence
+                return evidence
+        if sha256 is None:
+            start, end = chunk_range(index, self.size, self.chunk_size)
+            sha256 = self._hash_range(start, end)
+        own = self._attestor.sign(self.name, self.chunk_size, index, sha256)
+        if own is None:
+            return None
+        packed = self._signed[index] = pack(own)
+        return packed
+
+    def _hash_range(self, start: int, end: int) -> bytes:
+        hasher = hashlib.sha256()
+        while start < end:
+            data = os.pread(self.fd, min(256 * 1024, end - start), start)
+            if not data:
+                raise StorageError(f"{self.name} ends at byte {start}, {end} expected")
+            hasher.update(data)
+            start += len(data)
+        return hasher.digest()
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Up to `length` bytes of proved chunks."""
+        return os.pread(self.fd, length, offset)
+
+    # --- the end -------------------------------------------------------------------------------------------------
+
+    async def commit(self, store: Store) -> None:
+        """Prove the whole digest and go on from the stored blob. DigestMismatch leaves the staging as it is."""
+        staging = self._staging
+        if staging is None:
+            return
+        await staging.commit()
+        blob = await store.open_blob(self.digest)
+        if blob is None:
+            raise StorageError(f"{self.name} was proved and can't be read again")
+        self._blob, self._staging = blob, None
+        self.pulse()
+
+    async def close(self) -> None:
+        """Let go of the files; a partial stays on disk for a later start."""
+        if self._staging is not None:
+            await self._staging.close()
+        if self._blob is not None:
+            self._blob.close()
+        self.fail(self.failure or StorageError(f"{self.name} is closed"))
