@@ -169,7 +169,7 @@ def one_of(*choices: str) -> Kind[str]:
             raise ValueError(f"wanted one of {', '.join(map(quoted, choices))}, got {value!r}")
         return str(value)
 
-    return Kind(" or ".join(map(quoted, choices)), accept, show=quoted)
+    return Kind("one of " + ", ".join(map(quoted, choices)), accept, show=quoted)
 
 
 def optional(kind: Kind[T], absent: object, meaning: str) -> Kind[T | None]:
