@@ -1,0 +1,69 @@
+"""Asks a running agent through its admin socket."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import msgspec
+
+from p2pdist.errors import OperationError
+
+_MAX_ANSWER = 16 * 1024 * 1024
+
+
+class AdminError(OperationError):
+    """No agent answers on the admin socket, or what answers is none."""
+
+
+class AdminClient:
+    """One agent's admin interface. An asynchronous context manager; connects at the first question."""
+
+    def __init__(self, path: Path, *, timeout_seconds: float = 5.0) -> None:
+        self._path = path
+        self._timeout = aiohttp.ClientTimeout(total=timeout_seconds)
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> AdminClient:
+        connector = aiohttp.UnixConnector(path=str(self._path))
+        self._session = aiohttp.ClientSession(connector=connector, timeout=self._timeout)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    async def status(self) -> dict[str, Any]:
+        """What `GET /status` says. Raises AdminError."""
+        raw = await self._get("/status")
+        try:
+            return msgspec.json.decode(raw, type=dict[str, Any])
+        except msgspec.DecodeError as error:
+            raise AdminError(f"{self._path}: what answers is no p2pdist agent: {error}") from error
+
+    async def metrics(self) -> str:
+        """What `GET /metrics` says: Prometheus text. Raises AdminError."""
+        return (await self._get("/metrics")).decode(errors="replace")
+
+    async def _get(self, path: str) -> bytes:
+        if self._session is None:
+            raise AdminError("the client isn't open")
+        try:
+            async with self._session.get(f"http://agent{path}") as answer:
+                if answer.status != 200:
+                    raise AdminError(f"{self._path}: the agent answers {answer.status} to {path}")
+                body = await answer.content.read(_MAX_ANSWER + 1)
+                while body and not answer.content.at_eof() and len(body) <= _MAX_ANSWER:
+                    body += await answer.content.read(_MAX_ANSWER + 1 - len(body))
+        except (FileNotFoundError, ConnectionRefusedError, aiohttp.ClientConnectorError) as error:
+            raise AdminError(
+                f"no agent answers at {self._path}; start one with `p2pdist up`, or say where it is with --socket"
+            ) from error
+        except PermissionError as error:
+            raise AdminError(f"{self._path}: not allowed; ask as the user that the agent runs as") from error
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise AdminError(f"{self._path}: no answer from the agent: {error or type(error).__name__}") from error
+        if len(body) > _MAX_ANSWER:
+            raise AdminError(f"{self._path}: the answer to {path} has over {_MAX_ANSWER} bytes")
+        return body
