@@ -1,0 +1,120 @@
+"""p2pdist's own programs as they are installed: `p2pdist agent --config` and `p2pdist-tracker --config` in a host."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from lab.lab import Lab
+from lab.net import Host
+from lab.process import LabError, Process
+
+MIRROR_PORT = 5050
+PEER_PORT = 5051
+TRACKER_PORT = 7070
+Tables = Mapping[str, Mapping[str, object]]
+
+
+class Tracker:
+    """A tracker; `extra` are further tables of its configuration file."""
+
+    def __init__(self, lab: Lab, host: Host, *, extra: Tables | None = None) -> None:
+        self.host = host
+        self.url = f"http://{host.address}:{TRACKER_PORT}"
+        self._lab = lab
+        tables: dict[str, dict[str, object]] = {"tracker": {"host": "0.0.0.0", "port": TRACKER_PORT}}
+        self._config = lab.directory / f"{host.name}.toml"
+        self._config.write_text(toml(merge(tables, extra or {})))
+        self.process = self._start()
+
+    def kill(self) -> None:
+        self.process.kill()
+
+    def restart(self) -> None:
+        if not self.process.running:
+            self.process = self._start()
+
+    def _start(self) -> Process:
+        process = self._lab.start(
+            self.host.name, [program("p2pdist-tracker"), "--config", str(self._config)], self.host
+        )
+        self._lab.wait_port(process, self.host, TRACKER_PORT)
+        return process
+
+
+class Agent:
+    """The agent of one host. `registries`: name as images spell it -> URL."""
+
+    def __init__(
+        self,
+        lab: Lab,
+        host: Host,
+        *,
+        trackers: Sequence[str],
+        registries: Mapping[str, str],
+        extra: Tables | None = None,
+    ) -> None:
+        self.host = host
+        self.url = f"http://127.0.0.1:{MIRROR_PORT}"
+        self.data = lab.path("agents", host.name)
+        self._lab = lab
+        tables: dict[str, dict[str, object]] = {
+            "node": {"name": host.name, "data_dir": str(self.data)},
+            "mirror": {"port": MIRROR_PORT},
+            "peer": {"port": PEER_PORT},
+            "tracker": {"urls": list(trackers)},
+        }
+        rows = [{"name": name, "url": url} for name, url in registries.items()]
+        self._config = lab.directory / f"agent-{host.name}.toml"
+        self._config.write_text(toml(merge(tables, extra or {})) + toml_rows("registries", rows))
+        self.process = self._start()
+
+    def kill(self) -> None:
+        self.process.kill()
+
+    def stop(self) -> None:
+        """As an operator does: SIGTERM."""
+        self.process.stop(20.0)
+
+    def restart(self) -> None:
+        if not self.process.running:
+            self.process = self._start()
+            self.wait()
+
+    def wait(self) -> None:
+        """Until its mirror answers."""
+        self._lab.wait_port(self.process, self.host, MIRROR_PORT, address="127.0.0.1", timeout=30.0)
+
+    def _start(self) -> Process:
+        argv = [program("p2pdist"), "agent", "--config", str(self._config)]
+        return self._lab.start(f"agent-{self.host.name}", argv, self.host)
+
+
+def program(name: str) -> str:
+    """The console script beside the interpreter that runs this."""
+    path = Path(sys.executable).with_name(name)
+    if not path.exists():
+        raise LabError(f"{name} is not installed beside {sys.executable}: install the project first")
+    return str(path)
+
+
+def merge(tables: Tables, extra: Tables) -> dict[str, dict[str, object]]:
+    """`extra` wins, option by option."""
+    names = [*tables, *(name for name in extra if name not in tables)]
+    return {name: {**tables.get(name, {}), **extra.get(name, {})} for name in names}
+
+
+def toml(tables: Tables) -> str:
+    """Tables of strings, numbers, booleans and lists of them as TOML."""
+    return "".join(f"[{name}]\n{_lines(table)}\n" for name, table in tables.items())
+
+
+def toml_rows(name: str, rows: Sequence[Mapping[str, object]]) -> str:
+    return "".join(f"[[{name}]]\n{_lines(row)}\n" for row in rows)
+
+
+def _lines(table: Mapping[str, object]) -> str:
+    # JSON's spelling of strings, numbers, booleans and lists is also TOML's.
+    return "".join(f"{key} = {json.dumps(value)}\n" for key, value in table.items())

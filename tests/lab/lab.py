@@ -1,0 +1,94 @@
+"""One laboratory run: the network, the processes and the directory, all under one guard."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+
+from lab.guard import Guard
+from lab.net import Host, Network, need_root_and_iproute2
+from lab.process import LabError, Process, wait_until
+
+
+class Lab:
+    """Leaving the context takes everything away. `base`: where the run's directory is made (default: temp folder)."""
+
+    def __init__(self, base: Path | None = None) -> None:
+        need_root_and_iproute2()
+        self.guard = Guard()
+        prefix = f"lab{os.getpid():x}{secrets.token_hex(2)}"
+        self.directory = Path(tempfile.mkdtemp(prefix=f"{prefix}-", dir=base))
+        self.guard.directory(self.directory)
+        self.processes: list[Process] = []
+        self.network = Network(self.guard, prefix)
+
+    def host(self, name: str, *, up: float | None = None, down: float | None = None) -> Host:
+        return self.network.host(name, up=up, down=down)
+
+    def path(self, *parts: str) -> Path:
+        """A directory of this run, made if it is not there."""
+        path = self.directory.joinpath(*parts)
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def start(
+        self,
+        name: str,
+        argv: Sequence[str],
+        host: Host | None = None,
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+        pipes: bool = False,
+    ) -> Process:
+        """Starts `argv` in `host`; `env` is added to our environment. Its log: `<directory>/logs/<name>.log`."""
+        log = self.path("logs") / f"{name}.log"
+        full = host.inside(argv) if host is not None else list(argv)
+        process = Process(name, full, log, env={**os.environ, **(env or {})}, cwd=cwd, pipes=pipes)
+        self.guard.process(process.pid)
+        self.processes.append(process)
+        return process
+
+    def wait_port(
+        self, process: Process, host: Host, port: int, *, address: str | None = None, timeout: float = 20.0
+    ) -> None:
+        """Until `process` accepts connections. `LabError` with the end of its log when it ends or takes too long."""
+        target = (address or host.address, port)
+
+        def accepts() -> bool:
+            if not process.running:
+                raise LabError(f"{process.name} ended with status {process.status}: {process.tail()}")
+            try:
+                host.call(lambda: socket.create_connection(target, timeout=1.0).close())
+            except OSError:
+                return False
+            return True
+
+        try:
+            wait_until(f"{process.name} on port {port}", accepts, timeout)
+        except LabError as e:
+            raise LabError(f"{e}; its log: {process.tail()}") from None
+
+    def close(self) -> None:
+        """Daemons first get SIGTERM so that they put their own things away; the guard takes what is left."""
+        try:
+            for process in reversed(self.processes):
+                if process.running:
+                    process.stop(5.0)
+                process.kill()  # closes its pipes
+            self.network.close()
+        finally:
+            self.guard.close()
+
+    def __enter__(self) -> Lab:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
