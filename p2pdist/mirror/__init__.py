@@ -1,0 +1,17 @@
+"""The registry mirror that container daemons ask: the read API of the OCI distribution-spec."""
+
+from p2pdist.mirror.app import OnServed, app
+from p2pdist.mirror.server import MirrorServer
+from p2pdist.mirror.settings import MirrorSettings
+from p2pdist.mirror.source import BlobHandle, RawAnswer, ServedManifest, Source
+
+__all__ = [
+    "BlobHandle",
+    "MirrorServer",
+    "MirrorSettings",
+    "OnServed",
+    "RawAnswer",
+    "ServedManifest",
+    "Source",
+    "app",
+]

@@ -1,0 +1,65 @@
+"""Answers that need nobody else: the ping, errors as distribution-spec words them, the headers of content."""
+
+from __future__ import annotations
+
+import json
+
+from aiohttp import web
+
+from p2pdist.errors import PolicyError
+from p2pdist.mirror.door import Asked, BlobAsked, Refusal, TagsAsked
+from p2pdist.oci import Digest
+
+EVERYWHERE = {"Docker-Distribution-Api-Version": "registry/2.0", "Server": "p2pdist"}
+
+
+def ping() -> web.Response:
+    """200 always: containers/image skips a mirror that doesn't say it here."""
+    return web.Response(body=b"{}", headers={**EVERYWHERE, "Content-Type": "application/json"})
+
+
+def refused(refusal: Refusal) -> web.Response:
+    """The error body of distribution-spec, "Error Codes"."""
+    body = {"errors": [{"code": refusal.code, "message": refusal.message, "detail": None}]}
+    response = web.Response(
+        status=refusal.status,
+        body=json.dumps(body).encode(),
+        headers={**EVERYWHERE, "Content-Type": "application/json"},
+    )
+    if refusal.status == 405:
+        response.headers["Allow"] = "GET, HEAD"
+        response.force_close()  # else the body of a push would be read to its end
+    return response
+
+
+def content_headers(digest: Digest, media_type: str) -> dict[str, str]:
+    """What content named by `digest` carries, in whole and in part. Never a Content-Encoding: containerd decodes it."""
+    return {
+        **EVERYWHERE,
+        "Content-Type": media_type,
+        "Docker-Content-Digest": str(digest),
+        "ETag": etag(digest),
+    }
+
+
+def etag(digest: Digest) -> str:
+    """A strong validator: the same digest is the same bytes."""
+    return f'"{digest}"'
+
+
+def not_servable(asked: Asked, error: BaseException | str) -> Refusal:
+    """What `error` means for the client: 404 (it asks the upstream itself), or 403 when policy refuses.
+
+    Never 5xx or 429 (Docker needs 50 to 80 s for each, containers/image fails) and never 401 (clients would hand
+    their registry password over): design page "clients", sections 2, 3 and 5.6.
+    """
+    if isinstance(error, PolicyError):
+        return Refusal(403, "DENIED", str(error))
+    match asked:
+        case BlobAsked():
+            code = "BLOB_UNKNOWN"
+        case TagsAsked():
+            code = "NAME_UNKNOWN"
+        case _:
+            code = "MANIFEST_UNKNOWN"
+    return Refusal(404, code, str(error) or type(error).__name__)

@@ -1,0 +1,119 @@
+"""The mirror's listening socket: started, and stopped so that what is being served is finished first."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+import structlog
+from aiohttp import web
+
+from p2pdist.errors import ConfigError
+from p2pdist.mirror.app import MIRROR, Mirror, OnServed, app
+from p2pdist.mirror.settings import MirrorSettings
+from p2pdist.mirror.source import Source
+
+_WAITING_SHARE = 0.8  # of the time to stop: until then also what has not begun to be served may still begin
+_LAST_MOMENT = 0.05  # seconds for cancelled handlers; aiohttp takes 0 for "for ever"
+BACKLOG = 1024
+
+
+class MirrorServer:
+    """Serves `source` at `host`:`port` while it is entered.
+
+    Leaving takes at most `settings.stop` seconds: no new connection; idle ones are closed; bodies on their way go on;
+    after four fifths of the time what still waits for its blob is answered 404, at the end the rest is cut.
+
+    Raises (entering):
+        ConfigError: it can't listen there.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        settings: MirrorSettings,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 5050,
+        on_served: OnServed | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._source = source
+        self._settings = settings
+        self._on_served = on_served
+        self._clock = clock
+        self.host = host
+        self.port = port  # 0: any; the real one once it is entered
+        self._runner: web.AppRunner | None = None
+        self._mirror: Mirror | None = None
+
+    async def __aenter__(self) -> Self:
+        application = app(self._source, self._settings, on_served=self._on_served, clock=self._clock)
+        runner = web.AppRunner(
+            application,
+            access_log=None,
+            logger=_HttpLog("p2pdist.mirror"),
+            handler_cancellation=True,
+            shutdown_timeout=_LAST_MOMENT,
+            lingering_time=1.0,
+        )
+        await runner.setup()
+        try:
+            site = web.TCPSite(runner, self.host, self.port, backlog=BACKLOG)
+            await site.start()
+        except OSError as error:
+            await runner.cleanup()
+            raise ConfigError(f"mirror: can't listen on {self.host}:{self.port}: {error.strerror or error}") from error
+        except BaseException:
+            await runner.cleanup()
+            raise
+        self.port = runner.addresses[0][1]
+        self._runner, self._mirror = runner, application[MIRROR]
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        runner, mirror = self._runner, self._mirror
+        if runner is None or mirror is None:
+            return
+        self._runner = self._mirror = None
+        try:
+            for site in list(runner.sites):
+                await site.stop()
+            mirror.stopping = True
+            if runner.server is not None:
+                runner.server.pre_shutdown()
+            if not await _within(self._settings.stop * _WAITING_SHARE, mirror):
+                mirror.deadlines.end()
+                await _within(self._settings.stop * (1 - _WAITING_SHARE), mirror)
+        finally:
+            await runner.cleanup()
+
+
+async def _within(seconds: float, mirror: Mirror) -> bool:
+    try:
+        async with asyncio.timeout(seconds):
+            await mirror.quiet()
+    except TimeoutError:
+        return False
+    return True
+
+
+class _HttpLog(logging.Logger):
+    """What aiohttp has to say of requests that are no HTTP: one line, without the bytes, which may be a password."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name, logging.INFO)
+        self._lines = structlog.get_logger(name)
+
+    def isEnabledFor(self, level: int) -> bool:
+        return level > logging.INFO
+
+    def handle(self, record: logging.LogRecord) -> None:
+        kind = record.exc_info[0] if record.exc_info else None
+        self._lines.info("request dropped", why=kind.__name__ if kind else record.msg)
