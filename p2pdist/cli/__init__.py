@@ -1,0 +1,32 @@
+"""The command line: one module per command, and how all of them fail."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from p2pdist.cli.agent import agent
+from p2pdist.cli.demo import demo
+from p2pdist.cli.status import status
+from p2pdist.cli.up import up
+from p2pdist.cli.version import version
+from p2pdist.errors import InputError, P2pdistError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Peer-to-peer distribution of container images: a registry mirror on every node that fetches from the others.",
+)
+for command in (up, agent, demo, status, version):
+    app.command()(command)
+
+
+def main() -> None:
+    """The console script. Exit status: 0 well, 1 something did not work, 2 wrong command line or configuration."""
+    try:
+        app()
+    except P2pdistError as error:
+        sys.stderr.write(f"p2pdist: {error}\n")
+        sys.exit(2 if isinstance(error, InputError) else 1)
