@@ -1,0 +1,227 @@
+"""The tracker as a program: WebSocket sessions, health, metrics and status around the pure cluster.
+
+async with RunningTracker(settings) as running:
+    ... running.url ...
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from contextlib import AsyncExitStack
+from types import TracebackType
+from typing import Self
+
+import structlog
+from aiohttp import WSCloseCode, web
+
+from p2pdist import __version__
+from p2pdist.errors import OperationError, ProtocolError
+from p2pdist.protocol import limits, messages
+from p2pdist.protocol.messages import FromAgent
+from tracker.cluster import Cluster
+from tracker.config import TrackerSettings
+from tracker.keys import cluster_key
+from tracker.report import metrics, status
+from tracker.sessions import Door, Members, Session
+from tracker.timers import Outbox
+
+__all__ = ["RunningTracker", "TrackerSettings", "serve"]
+
+log = structlog.get_logger()
+
+
+class RunningTracker:
+    """A tracker that listens while the context lasts. `url` is what agents are told.
+
+    Raises (on entering):
+        StorageError: the data directory or the cluster key can't be used.
+        OperationError: the address can't be listened on.
+    """
+
+    def __init__(self, settings: TrackerSettings) -> None:
+        self.settings = settings
+        self.url = ""
+        self.port = 0
+        self._stack = AsyncExitStack()
+        self._sessions: dict[bytes, Session] = {}
+        self._sockets: set[web.WebSocketResponse] = set()
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def __aenter__(self) -> Self:
+        settings = self.settings
+        self._members = Members(cluster_key(settings.data_directory), settings.membership_time)
+        self._loop = asyncio.get_running_loop()
+        self._epoch = time.time() - self._loop.time()
+        self.cluster = Cluster(settings.swarm, settings.content, settings.bans, random.Random(), self._now())
+        self._door = Door(
+            settings,
+            self._members,
+            self._now,
+            banned=lambda node: self.cluster.banned(self._now(), node),
+            full=lambda node: node not in self._sessions and len(self._sessions) >= settings.swarm.max_nodes,
+        )
+        async with AsyncExitStack() as stack:
+            runner = web.AppRunner(self._application(), handle_signals=False, access_log=None, shutdown_timeout=2.0)
+            await runner.setup()
+            stack.push_async_callback(runner.cleanup)
+            site = web.TCPSite(runner, settings.host, settings.port, backlog=1024)
+            try:
+                await site.start()
+            except OSError as error:
+                raise OperationError(f"can't listen on {settings.host}:{settings.port}: {error.strerror}") from error
+            stack.push_async_callback(self._close_sessions)
+            self.port = runner.addresses[0][1]
+            self._stack = stack.pop_all()
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        self.url = f"http://{host}:{self.port}"
+        log.info("tracker listens", url=self.url, cluster_key=self._members.public.hex(), version=__version__)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._stack.aclose()
+        if self._timer is not None:
+            self._timer.cancel()
+
+    @property
+    def cluster_key(self) -> bytes:
+        """The public key that signs memberships (32 bytes)."""
+        return self._members.public
+
+    def _now(self) -> float:
+        """Unix time that never goes back."""
+        return self._epoch + self._loop.time()
+
+    def _application(self) -> web.Application:
+        app = web.Application()
+        app.router.add_get("/v1/session", self._session)
+        app.router.add_get("/v1/status", self._status)
+        app.router.add_get("/healthz", self._health)
+        app.router.add_get("/metrics", self._metrics)
+        return app
+
+    async def _close_sessions(self) -> None:
+        for socket in list(self._sockets):
+            await socket.close(code=WSCloseCode.GOING_AWAY, message=b"the tracker stops")
+
+    # --- pages ---
+
+    async def _health(self, request: web.Request) -> web.Response:
+        return web.json_response({"status": "ok", "version": __version__, "nodes": self.cluster.size})
+
+    async def _status(self, request: web.Request) -> web.Response:
+        names = {node: session.name for node, session in self._sessions.items()}
+        return web.json_response(status(self._now(), self.cluster, names, self._door.traffic))
+
+    async def _metrics(self, request: web.Request) -> web.Response:
+        body, content_type = metrics(self.cluster, self._door.traffic)
+        return web.Response(body=body, headers={"Content-Type": content_type})
+
+    # --- sessions ---
+
+    async def _session(self, request: web.Request) -> web.WebSocketResponse:
+        socket = web.WebSocketResponse(max_msg_size=limits.MAX_TRACKER_FRAME, compress=False, autoping=True)
+        await socket.prepare(request)
+        self._sockets.add(socket)
+        address = request.remote or ""
+        try:
+            admitted = await self._door.admit(socket, address)
+            if admitted is not None:
+                await self._converse(socket, *admitted)
+        except TimeoutError:
+            log.info("session dropped: silent", address=address)
+            self._door.traffic.silent += 1
+        except ProtocolError as error:
+            log.warning("session dropped: malformed", address=address, error=str(error))
+        except ConnectionError as error:
+            log.info("session lost", address=address, error=str(error))
+        finally:
+            self._sockets.discard(socket)
+            await socket.close()
+        return socket
+
+    async def _converse(self, socket: web.WebSocketResponse, session: Session, first: list[FromAgent]) -> None:
+        node = session.peer.node
+        older = self._sessions.get(node)
+        if older is not None:
+            older.end("the node began another session")
+        self._sessions[node] = session
+        self._door.welcome(session, self.cluster.size + (older is None))
+        self._dispatch(self.cluster.connected(self._now(), session.peer, session.address))
+        log.info("agent joined", node=node.hex()[:16], name=session.name, address=session.address)
+        reason = "it went away"
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                sender = tasks.create_task(session.send_all(self.settings, self._door.traffic))
+                reader = tasks.create_task(self._read(socket, session, first))
+                done, _ = await asyncio.wait((sender, reader), return_when=asyncio.FIRST_COMPLETED)
+                reason = next((task.result() for task in done if task.exception() is None), reason)
+                sender.cancel()
+                reader.cancel()
+        except ExceptionGroup as group:
+            expected, other = group.split((ProtocolError, TimeoutError, ConnectionError))
+            if other is not None or expected is None:
+                raise
+            reason = self._why(expected.exceptions[0])
+        finally:
+            if self._sessions.get(node) is session:
+                del self._sessions[node]
+                self._dispatch(self.cluster.disconnected(self._now(), node))
+            log.info("agent left", node=node.hex()[:16], name=session.name, reason=reason)
+
+    def _why(self, error: BaseException) -> str:
+        if isinstance(error, TimeoutError):
+            self._door.traffic.silent += 1
+            return f"it was silent for {self.settings.session_timeout} s"
+        return str(error) or type(error).__name__
+
+    async def _read(self, socket: web.WebSocketResponse, session: Session, frame: list[FromAgent] | None) -> str:
+        node = session.peer.node
+        while frame is not None:
+            if self._sessions.get(node) is not session:  # another session of this node took over
+                break
+            out: Outbox = []
+            now = self._now()
+            for message in frame:
+                out += self.cluster.handle(now, node, message)
+                if isinstance(message, messages.Ping):
+                    self._door.welcome(session, self.cluster.size)
+            self._dispatch(out)
+            async with asyncio.timeout(self.settings.session_timeout):
+                frame = await self._door.receive(socket)
+        return "it closed the session"
+
+    def _dispatch(self, out: Outbox) -> None:
+        for node, message in out:
+            session = self._sessions.get(node)
+            if session is None:
+                continue
+            session.push(message)
+            if session.waiting > self.settings.send_queue:
+                session.end("too many messages wait for it")
+                self._door.traffic.slow += 1
+        self._set_timer()
+
+    def _set_timer(self) -> None:
+        deadline = self.cluster.next_deadline()
+        if deadline is None:
+            return
+        when = deadline - self._epoch
+        if self._timer is not None:
+            if self._timer.when() <= when and not self._timer.cancelled():
+                return
+            self._timer.cancel()
+        self._timer = self._loop.call_at(when, self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        self._dispatch(self.cluster.tick(self._now()))
+
+
+async def serve(settings: TrackerSettings, stop: asyncio.Event) -> None:
+    """Run a tracker until `stop` is set."""
+    async with RunningTracker(settings):
+        await stop.wait()

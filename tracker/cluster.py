@@ -1,0 +1,105 @@
+"""One cluster as its tracker sees it: swarms, small content and bans behind one door. Pure and synchronous."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+from p2pdist.protocol import messages
+from p2pdist.protocol.messages import FromAgent, PeerInfo
+from tracker.bans import Bans
+from tracker.rules import BanRules, ContentRules, SwarmRules
+from tracker.small import Key, SmallContent
+from tracker.swarms import Swarms
+from tracker.timers import Outbox
+
+
+class Cluster:
+    """Hand it what nodes say; it returns what to say to nodes. `now` is Unix time in seconds and never goes back."""
+
+    def __init__(
+        self, swarm: SwarmRules, content: ContentRules, bans: BanRules, rng: random.Random, now: float
+    ) -> None:
+        self.swarms = Swarms(swarm, rng, now)
+        self.content = SmallContent(content, self.swarms.state.timers)
+        self.bans = Bans(bans)
+        # each takes the time, the node and the message; the message's type is the key
+        self._handlers: dict[type, Callable[[float, bytes, Any], Outbox]] = {
+            messages.Holds: self.swarms.holds,
+            messages.Drops: self.swarms.drops,
+            messages.Join: self.swarms.join,
+            messages.Half: self.swarms.half,
+            messages.Got: self.swarms.got,
+            messages.Failed: self.swarms.failed,
+            messages.Returned: self.swarms.returned,
+            messages.Done: self.swarms.done,
+            messages.Leave: self.swarms.leave,
+            messages.Dead: self.swarms.dead,
+            messages.Miss: self.swarms.miss,
+            messages.More: self.swarms.more,
+            messages.Accuse: self._accuse,
+            messages.Ask: self.content.ask,
+            messages.Offer: self.content.offer,
+            messages.Refuse: self._refuse,
+            messages.Ping: self._ping,
+        }
+
+    @property
+    def size(self) -> int:
+        """How many nodes are connected."""
+        return len(self.swarms.state.nodes)
+
+    def banned(self, now: float, node: bytes) -> float | None:
+        """When the node may come back; None: now."""
+        return self.bans.until(now, node)
+
+    def connected(self, now: float, peer: PeerInfo, address: str = "") -> Outbox:
+        """A node's session begins; `address` is the host it comes from. It learns who is banned."""
+        out = self.content.disconnected(now, peer.node)
+        out += self.swarms.connected(now, peer, address)
+        out += [(peer.node, messages.Banned(node, int(end))) for node, end in self.bans.active(now).items()]
+        return out
+
+    def disconnected(self, now: float, node: bytes) -> Outbox:
+        """A node's session is over."""
+        self.bans.forget_accuser(node)
+        return self.swarms.disconnected(now, node) + self.content.disconnected(now, node)
+
+    def handle(self, now: float, node: bytes, message: FromAgent) -> Outbox:
+        """A connected node says something; anything unexpected changes nothing."""
+        handler = self._handlers.get(type(message))
+        if handler is None or node not in self.swarms.state.nodes:
+            return []
+        return handler(now, node, message)
+
+    def tick(self, now: float) -> Outbox:
+        """Do what is due."""
+        return self.swarms.tick(now)
+
+    def next_deadline(self) -> float | None:
+        """When `tick` is to be called next; None: never, as things are."""
+        return self.swarms.next_deadline()
+
+    def _ping(self, now: float, node: bytes, message: messages.Ping) -> Outbox:
+        return [(node, messages.Pong(self.size))]
+
+    def _refuse(self, now: float, node: bytes, message: messages.Refuse) -> Outbox:
+        asked = self.content.fetches(node, message.key)
+        out = self.content.refuse(now, node, message)
+        if asked and message.retry_after > 0:
+            out += self.swarms.throttled(now, Key.parse(message.key).registry, message.retry_after)
+        return out
+
+    def _accuse(self, now: float, node: bytes, message: messages.Accuse) -> Outbox:
+        accuser = self.swarms.state.nodes[node]
+        if not self.bans.accuse(now, node, accuser.address, message.peer):
+            return []
+        self.swarms.counters.banned += 1
+        until = int(self.bans.until(now, message.peer) or now)
+        out: Outbox = []
+        if message.peer in self.swarms.state.nodes:
+            out.append((message.peer, messages.Rejected("banned: several nodes got wrong bytes from this one")))
+            out += self.disconnected(now, message.peer)
+        out += [(other, messages.Banned(message.peer, until)) for other in self.swarms.state.nodes]
+        return out

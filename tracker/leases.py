@@ -1,0 +1,275 @@
+"""Leases of chunks: who reads what from upstream next, and what comes back. Pure.
+
+Rules (swarm design page, "Leases"): each missing chunk is read by one node; nodes take turns; at most
+`leases_per_node` each; the credit comes back when half of the lease has arrived; credits are bounded per rollout
+(growing) and per upstream registry; earlier blobs of a rollout first. Nothing here looks at all nodes or all chunks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from itertools import islice
+
+from p2pdist.protocol import messages
+from tracker.bitmaps import indexes, lowest, run_length, span
+from tracker.model import Lease, Node, Registry, Rollout, Seat, State, Swarm
+from tracker.timers import Outbox
+
+PACE_WEIGHT = 0.1  # of the newest measurement in the average
+
+
+class Leases:
+    """Grants leases and takes them back. `idle(now, swarm, out)` is called when a swarm's last lease has ended."""
+
+    def __init__(self, state: State, idle: Callable[[float, Swarm, Outbox], None]) -> None:
+        self._state = state
+        self._rules = state.rules
+        self._idle = idle
+
+    # --- granting ---
+
+    def enlist(self, seat: Seat) -> None:
+        """Put a seat into its swarm's ring."""
+        if not seat.queued and not seat.denied:
+            seat.queued = True
+            seat.swarm.ring.append(seat)
+
+    def release(self, swarm: Swarm, chunks: int) -> None:
+        """These chunks are to be leased again, unless they have turned up meanwhile."""
+        chunks &= ~swarm.known() & ~swarm.leased
+        if chunks:
+            swarm.missing |= chunks
+            swarm.rollout.cursor = 0
+
+    def want(self, now: float, rollout: Rollout, out: Outbox) -> None:
+        """Something has changed: let the rollout, and those that wait for the same registry, have leases in turn."""
+        registry = rollout.registry
+        registry.queue[rollout] = None
+        self._serve(now, registry, out)
+
+    def _serve(self, now: float, registry: Registry, out: Outbox) -> None:
+        if now < registry.paused_until:
+            return
+        while registry.queue and registry.credits_out < self._rules.registry_credits:
+            rollout, _ = registry.queue.popitem(last=False)
+            if rollout.credits_out < rollout.window and self._grant(now, rollout, out):
+                registry.queue[rollout] = None
+
+    def _grant(self, now: float, rollout: Rollout, out: Outbox) -> bool:
+        swarms = rollout.swarms
+        while rollout.cursor < len(swarms) and not swarms[rollout.cursor].missing:
+            rollout.cursor += 1
+        for swarm in islice(swarms, rollout.cursor, None):
+            if swarm.missing and self._leasable(now, swarm):
+                seat = self._next_seat(now, swarm)
+                if seat is not None:
+                    self._lease(now, seat, out)
+                    return True
+        return False
+
+    def _leasable(self, now: float, swarm: Swarm) -> bool:
+        if swarm.alone is not None or swarm.closing or now < swarm.hold_until:
+            return False
+        return not swarm.lone or now < swarm.born + self._rules.alone_after
+
+    def _next_seat(self, now: float, swarm: Swarm) -> Seat | None:
+        """The next node in turn; those that can't take a lease now leave the ring until they can."""
+        ring = swarm.ring
+        if not swarm.turned:  # every blob of an image starts at another node: the first ones would read most
+            swarm.turned = True
+            ring.rotate(self._state.rng.randrange(len(ring) or 1))
+        load, parked = swarm.rollout.load, swarm.rollout.parked
+        for _ in range(len(ring)):
+            seat = ring.popleft()
+            node = seat.node
+            if swarm.seats.get(node) is not seat or not node.live or seat.denied:
+                seat.queued = False
+            elif load.get(node, 0) >= self._rules.leases_per_node:
+                seat.queued = False
+                parked.setdefault(node, []).append(seat)
+            elif now < node.benched_until:
+                seat.queued = False
+                node.benched.append(seat)
+            else:
+                ring.append(seat)
+                # at most one seat avoids all that is missing: a chunk is avoided by one seat
+                if len(swarm.members) == 1 or swarm.missing & ~seat.avoided:
+                    return seat
+        return None
+
+    def _lease(self, now: float, seat: Seat, out: Outbox) -> None:
+        swarm, node = seat.swarm, seat.node
+        rollout = swarm.rollout
+        wanted = swarm.missing & ~seat.avoided or swarm.missing
+        first = lowest(wanted)
+        count = run_length(wanted, first, self._rules.run)
+        chunks = span(first, count)
+        lease = Lease(seat, first, count, chunks, now, now + self._timeout(rollout.registry))
+        swarm.missing &= ~chunks
+        swarm.leased |= chunks
+        for index in range(first, first + count):
+            swarm.leases[index] = lease
+        seat.leases.append(lease)
+        rollout.load[node] = rollout.load.get(node, 0) + 1
+        rollout.credits_out += 1
+        rollout.registry.credits_out += 1
+        self._state.counters.granted += 1
+        self._state.timers.at(lease.deadline, partial(self._expire, lease))
+        out.append((node.id, messages.Lease(swarm.digest, first, count)))
+
+    def _timeout(self, registry: Registry) -> float:
+        return max(self._rules.lease_timeout, self._rules.lease_timeout_factor * registry.pace)
+
+    # --- what comes back ---
+
+    def find(self, node: Node, digest: str, index: int) -> Lease | None:
+        """The node's own lease of this chunk."""
+        seat = node.seats.get(digest)
+        lease = seat.swarm.leases.get(index) if seat else None
+        return lease if lease is not None and lease.seat is seat else None
+
+    def progress(self, now: float, lease: Lease, halves: int, out: Outbox) -> None:
+        """`halves` half chunks of the lease have arrived."""
+        registry = lease.seat.swarm.rollout.registry
+        lease.progress = max(lease.progress, halves)
+        lease.touched = now
+        lease.deadline = now + self._timeout(registry)
+        if lease.credit and lease.progress >= lease.count:
+            took = now - lease.granted
+            registry.pace += (took - registry.pace) * (PACE_WEIGHT if registry.pace else 1.0)
+            self._credit(lease)
+            self.want(now, lease.seat.swarm.rollout, out)
+
+    def _credit(self, lease: Lease) -> None:
+        if not lease.credit:
+            return
+        lease.credit = False
+        rollout = lease.seat.swarm.rollout
+        rollout.credits_out -= 1
+        rollout.registry.credits_out -= 1
+        rollout.window = min(self._rules.credits, rollout.window + 1)
+
+    def arrived(self, now: float, lease: Lease, index: int, out: Outbox) -> None:
+        """Chunk `index` of the lease is there."""
+        self._forget(lease, index)
+        self.progress(now, lease, 2 * (index - lease.first) + 2, out)
+        if not lease.left:
+            self._end(now, lease, out)
+            self.want(now, lease.seat.swarm.rollout, out)
+
+    def take_back(self, now: float, lease: Lease, out: Outbox, *, delay: float = 0.0, avoid: bool = False) -> None:
+        """End a lease: what hasn't come is leased again after `delay` seconds, first to others if `avoid`."""
+        swarm, left = lease.seat.swarm, lease.left
+        if not left:
+            return
+        for index in indexes(left):
+            self._forget(lease, index)
+            if avoid:
+                self._avoid(lease.seat, index)
+        self._state.counters.regranted += left.bit_count()
+        if delay > 0:
+            self._state.timers.at(now + delay, partial(self._again, swarm, left))
+        else:
+            self.release(swarm, left)
+        self._end(now, lease, out)
+        self.want(now, swarm.rollout, out)
+
+    def _forget(self, lease: Lease, index: int) -> None:
+        swarm = lease.seat.swarm
+        lease.left &= ~(1 << index)
+        swarm.leased &= ~(1 << index)
+        del swarm.leases[index]
+
+    def _end(self, now: float, lease: Lease, out: Outbox) -> None:
+        self._credit(lease)
+        seat = lease.seat
+        seat.leases.remove(lease)
+        rollout, node = seat.swarm.rollout, seat.node
+        load = rollout.load[node] - 1
+        if load:
+            rollout.load[node] = load
+        else:
+            del rollout.load[node]
+        for parked in rollout.parked.pop(node, ()):
+            self.enlist(parked)
+        if not seat.swarm.leases:
+            self._idle(now, seat.swarm, out)
+
+    def _avoid(self, seat: Seat, index: int) -> None:
+        swarm = seat.swarm
+        before = swarm.avoid.get(index)
+        if before is not None:
+            before.avoided &= ~(1 << index)
+        seat.avoided |= 1 << index
+        swarm.avoid[index] = seat
+
+    def _again(self, swarm: Swarm, chunks: int, now: float, out: Outbox) -> None:
+        if not swarm.over:
+            self.release(swarm, chunks)
+            self.want(now, swarm.rollout, out)
+
+    def _expire(self, lease: Lease, now: float, out: Outbox) -> None:
+        if not lease.left:
+            return
+        if now < lease.deadline:
+            self._state.timers.at(lease.deadline, partial(self._expire, lease))
+            return
+        self._state.counters.expired += 1
+        self.overdue(now, lease, out)
+
+    def overdue(self, now: float, lease: Lease, out: Outbox) -> None:
+        """The holder shows no progress: another node takes over, and the holder gets no lease for a while."""
+        node = lease.seat.node
+        node.benched_until = now + self._rules.bench_time
+        self._state.timers.at(node.benched_until, partial(self._unbench, node))
+        self.take_back(now, lease, out, avoid=True)
+
+    def _unbench(self, node: Node, now: float, out: Outbox) -> None:
+        if now >= node.benched_until:
+            self.unbench(now, node, out)
+
+    def unbench(self, now: float, node: Node, out: Outbox) -> None:
+        """The node takes leases again."""
+        node.benched_until = 0.0
+        seats, node.benched = node.benched, []
+        for seat in seats:
+            if not seat.swarm.over:
+                self.enlist(seat)
+                self.want(now, seat.swarm.rollout, out)
+
+    def failure_delay(self, swarm: Swarm, index: int) -> float:
+        """Seconds until the chunk is leased again after one more failure; capped doubling."""
+        failures = swarm.failures[index] = swarm.failures.get(index, 0) + 1
+        return min(8.0, self._rules.retry_after_failure * 2.0 ** min(failures - 1, 10))
+
+    # --- the upstream asks for a pause ---
+
+    def throttle(self, now: float, registry: Registry, seconds: float, out: Outbox) -> None:
+        """No leases for the registry for a while; everyone who waits for something from it is told."""
+        seconds = min(seconds, self._rules.throttle_most)
+        until = now + seconds
+        for rollout in registry.rollouts:
+            rollout.window = self._rules.first_credits
+        if until <= registry.paused_until + 0.5:  # known already
+            return
+        registry.paused_until = until
+        self._state.timers.at(until, partial(self._resume, registry))
+        nodes = {node: None for rollout in registry.rollouts for swarm in rollout.swarms for node in swarm.seats}
+        out.extend((node.id, messages.Throttle(registry.name, seconds)) for node in nodes)
+
+    def _resume(self, registry: Registry, now: float, out: Outbox) -> None:
+        if now < registry.paused_until:
+            return
+        for rollout in list(registry.rollouts):
+            registry.queue[rollout] = None
+            for swarm in list(rollout.swarms):
+                if swarm.lone:
+                    self._idle(now, swarm, out)
+        self._serve(now, registry, out)
+        self.forget_registry(now, registry)
+
+    def forget_registry(self, now: float, registry: Registry) -> None:
+        """Drop a registry that nobody reads from."""
+        if not registry.rollouts and now >= registry.paused_until:
+            self._state.registries.pop(registry.name, None)

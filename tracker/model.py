@@ -1,0 +1,239 @@
+"""What the tracker knows about nodes, blobs and who reads what from upstream. Pure data; the rules are elsewhere.
+
+A blob's swarm is named by digest *and size*: a node that lies about a size stands in a swarm of its own. Sets of
+chunks are ints (`tracker.bitmaps`). Nodes, seats, leases, swarms and rollouts are compared by identity.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import OrderedDict, deque
+
+from p2pdist.protocol.chunks import chunk_count
+from p2pdist.protocol.messages import PeerInfo
+from tracker.bitmaps import Tally
+from tracker.roster import Roster
+from tracker.rules import SwarmRules
+from tracker.timers import Timers
+
+
+class Node:
+    """A connected agent. `live`: not voted dead; only live nodes are neighbours and hold leases."""
+
+    __slots__ = (
+        "address", "alone", "benched", "benched_until", "holds", "id", "live", "lone", "lone_due", "peer", "seats",
+        "votes",
+    )  # fmt: skip
+
+    def __init__(self, peer: PeerInfo, address: str) -> None:
+        self.id = peer.node
+        self.peer = peer
+        self.address = address  # where its session comes from
+        self.live = True
+        self.seats: dict[str, Seat] = {}  # by digest: the blobs it waits for
+        self.holds: set[str] = set()
+        self.votes: dict[Node, float] = {}  # who called it dead, and when
+        self.benched_until = 0.0
+        self.benched: list[Seat] = []
+        self.lone: list[tuple[int, int, Swarm]] = []  # heap by rollout and order: swarms it may read as a stream
+        self.lone_due = 0.0  # when they are looked at next
+        self.alone: set[Swarm] = set()  # swarms it reads as a stream
+
+
+class Lease:
+    """Chunks `first` .. `first + count - 1` are being read from upstream by `seat.node`."""
+
+    __slots__ = ("count", "credit", "deadline", "first", "granted", "left", "progress", "seat", "touched")
+
+    def __init__(self, seat: Seat, first: int, count: int, left: int, now: float, deadline: float) -> None:
+        self.seat = seat
+        self.first = first
+        self.count = count
+        self.left = left  # chunks that haven't come; 0: the lease is over
+        self.credit = True  # whether it still holds a credit
+        self.progress = 0  # half chunks read
+        self.granted = now
+        self.touched = now  # its last sign of progress
+        self.deadline = deadline
+
+
+class Seat:
+    """A node's place in a swarm: it waits for the blob."""
+
+    __slots__ = ("avoided", "denied", "known", "leases", "node", "queued", "registry", "swarm")
+
+    def __init__(self, node: Node, swarm: Swarm, registry: str) -> None:
+        self.node = node
+        self.swarm = swarm
+        self.registry = registry  # where this node would read it
+        self.known = 0  # chunks it has said it has
+        self.leases: list[Lease] = []
+        self.queued = False  # whether it stands in the swarm's ring
+        self.denied = False  # the upstream refuses this node
+        self.avoided = 0  # chunks it failed to read last; others go first
+
+
+class Stream:
+    """The lone node's lease for all that is missing."""
+
+    __slots__ = ("node", "recalled")
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self.recalled = False
+
+
+class Swarm:
+    """The nodes that wait for one blob, those that hold it, and the state of its chunks.
+
+    A chunk is `missing` (to be leased), leased (in `leases`), failed and waiting for its time, or taken for available:
+    somebody has it or had it.
+    """
+
+    __slots__ = (
+        "alone", "avoid", "born", "chunk_size", "closing", "count", "denied", "digest", "failures", "full",
+        "hold_until", "holders", "leased", "leases", "lone_queue", "members", "missed", "missing", "order", "over",
+        "retry_at", "ring", "rollout", "seats", "size", "source", "tally", "turned", "votes",
+    )  # fmt: skip
+
+    def __init__(
+        self, digest: str, size: int, chunk_size: int, rollout: Rollout, order: int, holders: Roster[Node], now: float
+    ) -> None:
+        self.digest = digest
+        self.size = size
+        self.chunk_size = chunk_size
+        self.count = chunk_count(size, chunk_size)
+        self.full = (1 << self.count) - 1
+        self.rollout = rollout
+        self.order = order
+        self.born = now
+        self.over = False
+        self.closing = False  # everyone is being told to go
+        self.seats: dict[Node, Seat] = {}  # everyone who waits, those voted dead too
+        self.members: Roster[Node] = Roster()  # the live ones of them
+        self.holders = holders  # live nodes with the whole blob
+        self.missing = 0 if holders else self.full
+        self.leases: dict[int, Lease] = {}
+        self.leased = 0
+        self.ring: deque[Seat] = deque()  # who gets the next lease; stale ones are dropped when met
+        self.turned = False
+        self.tally = Tally()
+        self.source: dict[int, Node] = {}  # who said last that it read the chunk
+        self.missed: dict[int, tuple[float, Node]] = {}  # chunks somebody should have: first missed when, by whom
+        self.failures: dict[int, int] = {}
+        self.avoid: dict[int, Seat] = {}  # who failed last at a chunk
+        self.votes: dict[Node, int] = {}  # whom the upstream refused since a chunk was last read, and the status
+        self.denied: set[Node] = set()
+        self.alone: Stream | None = None
+        self.lone_queue: Node | None = None  # in whose heap of lone swarms it stands
+        self.hold_until = 0.0  # no leases before
+        self.retry_at = 0.0  # no stream before
+
+    @property
+    def lone(self) -> bool:
+        """Whether one node waits and nobody holds the blob."""
+        return len(self.members) == 1 and not self.holders
+
+    def known(self) -> int:
+        """Chunks that a live node has said it has."""
+        return self.full if self.holders else self.tally.some()
+
+    def crowd(self) -> int:
+        """How many live nodes take part."""
+        return len(self.members) + len(self.holders)
+
+
+class Rollout:
+    """Swarms that were joined together: their credits and their order are shared."""
+
+    __slots__ = (
+        "credits_out",
+        "cursor",
+        "id",
+        "load",
+        "next_order",
+        "number",
+        "parked",
+        "registry",
+        "swarms",
+        "window",
+    )
+
+    def __init__(self, rollout: str, number: int, registry: Registry, window: int) -> None:
+        self.id = rollout
+        self.number = number
+        self.registry = registry
+        self.swarms: list[Swarm] = []  # in the order of leases
+        self.next_order = 0
+        self.cursor = 0  # no swarm before it has missing chunks
+        self.window = window  # credits that may be out
+        self.credits_out = 0
+        self.load: dict[Node, int] = {}  # unfinished leases of each node
+        self.parked: dict[Node, list[Seat]] = {}  # seats that left their rings because the node had its fill of leases
+
+
+class Registry:
+    """An upstream registry: what is out to it, over all rollouts."""
+
+    __slots__ = ("credits_out", "name", "pace", "paused_until", "queue", "rollouts")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.rollouts: dict[Rollout, None] = {}
+        self.queue: OrderedDict[Rollout, None] = OrderedDict()  # rollouts that may want a lease, in turn
+        self.credits_out = 0
+        self.paused_until = 0.0
+        self.pace = 0.0  # seconds from a lease to its half, on average
+
+
+class Counters:
+    """What has happened since the start; for metrics and tests."""
+
+    __slots__ = ("banned", "bytes_read", "deaths", "expired", "failed", "gone", "granted", "regranted", "streams")
+
+    def __init__(self) -> None:
+        self.granted = 0  # leases of chunks
+        self.streams = 0  # leases of whole rests
+        self.expired = 0
+        self.failed = 0
+        self.regranted = 0  # chunks put back because their holder failed, fell silent or left
+        self.deaths = 0  # by vote
+        self.gone = 0
+        self.banned = 0
+        self.bytes_read = 0  # from upstream, as told by Got, Returned and Done
+
+
+class State:
+    """Everything the swarm rules share."""
+
+    __slots__ = (
+        "counters",
+        "holders",
+        "nodes",
+        "registries",
+        "rng",
+        "rollouts",
+        "rules",
+        "started",
+        "swarms",
+        "timers",
+    )
+
+    def __init__(self, rules: SwarmRules, rng: random.Random, now: float) -> None:
+        self.rules = rules
+        self.rng = rng
+        self.started = now
+        self.timers = Timers()
+        self.counters = Counters()
+        self.nodes: dict[bytes, Node] = {}
+        self.swarms: dict[str, dict[int, Swarm]] = {}  # by digest, then size
+        self.holders: dict[str, Roster[Node]] = {}
+        self.rollouts: dict[tuple[str, str], Rollout] = {}  # by id and registry
+        self.registries: dict[str, Registry] = {}
+
+    def holders_of(self, digest: str) -> Roster[Node]:
+        """The roster of a blob's holders, shared by its swarms."""
+        roster = self.holders.get(digest)
+        if roster is None:
+            roster = self.holders[digest] = Roster()
+        return roster

@@ -1,0 +1,46 @@
+"""Which peers a node is told about: a few live ones, drawn at random from the swarms it is interested in. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from p2pdist.protocol.messages import PeerInfo
+from tracker.model import Node, State, Swarm
+
+
+def pick(state: State, node: Node, swarms: Sequence[Swarm], count: int) -> list[PeerInfo]:
+    """Up to `count` live peers of `node`, from all the swarms: a fair share from each, then whatever the first have."""
+    chosen: dict[Node, None] = {}
+    share = max(2, -(-count // max(1, len(swarms))))
+    for most in (share, count):
+        for swarm in swarms:
+            if len(chosen) >= count:
+                break
+            _draw(state, node, swarm, min(most, count - len(chosen)), chosen)
+        if share >= count:
+            break
+    return [peer.peer for peer in chosen]
+
+
+def _draw(state: State, node: Node, swarm: Swarm, count: int, chosen: dict[Node, None]) -> None:
+    """Add up to `count` new ones of the swarm's members and holders, in proportion to how many there are of each."""
+    members, holders = len(swarm.members), len(swarm.holders)
+    spare = count + len(chosen) + 1  # some may be chosen already, one may be the node itself
+    total = members + holders
+    from_holders = holders if total <= spare else -(-spare * holders // total)
+    drawn = swarm.holders.sample(state.rng, from_holders)
+    drawn += swarm.members.sample(state.rng, spare - len(drawn) if total > spare else members)
+    state.rng.shuffle(drawn)
+    goal = len(chosen) + count
+    for peer in drawn:
+        if len(chosen) >= goal:
+            return
+        if peer is not node:
+            chosen[peer] = None
+
+
+def first_degree(state: State, swarms: Sequence[Swarm]) -> int:
+    """How many peers a joining node gets: half of the degree where later nodes will bring the other half."""
+    crowd = max((swarm.crowd() for swarm in swarms), default=0)
+    degree = state.rules.degree
+    return degree if crowd <= degree else max(1, degree // 2)

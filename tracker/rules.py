@@ -1,0 +1,72 @@
+"""The tracker's constants, each with its unit and what is known about it. Frozen; a configuration may change them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from p2pdist.protocol import limits
+
+
+def option(default: Any, doc: str) -> Any:
+    """A dataclass field whose documentation travels with it: the example configuration is made from it."""
+    return field(default=default, metadata={"doc": doc})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SwarmRules:
+    """Leases, credits and neighbours. Times in seconds."""
+
+    degree: int = option(20, "neighbours a joining node gets (5: last node at 1.85 of the limit; 12: 1.15; 20: 1.09)")
+    credits: int = option(8, "leases of one rollout that wait for their first half from upstream (4: 1.18; 16: 1.10)")
+    first_credits: int = option(2, "credits a rollout starts with; one more for each that comes back")
+    registry_credits: int = option(64, "credits out to one upstream registry, over all rollouts")
+    leases_per_node: int = option(2, "unfinished leases of one node in a rollout")
+    run: int = option(1, "chunks in one lease (2 and 4: 1.085 and 1.095 instead of 1.077; 8: 1.20)")
+    lease_timeout: float = option(10.0, "seconds without progress after which a lease goes to another node, at least")
+    lease_timeout_factor: float = option(8.0, "the same as a multiple of what a first half takes on average")
+    bench_time: float = option(10.0, "seconds without new leases for a node that let one expire and shows no progress")
+    alone_after: float = option(
+        0.25,
+        "seconds after its birth from which a swarm of one node is read as one stream (nodes that start together are "
+        "leased chunks from the first one on, and no stream has to be called back)",
+    )
+    alone_leases: int = option(2, "streams of one lone node at once")
+    recall_timeout: float = option(2.0, "seconds after a recall from which the lone stream is taken for over")
+    miss_patience: float = option(2.0, "age in seconds from which a missed lease without progress is given to another")
+    miss_again: float = option(
+        3.0, "seconds after which a chunk still missed is leased though some node should have it"
+    )
+    retry_after_failure: float = option(0.25, "seconds before a failed chunk is leased again; doubles up to 8 s")
+    settle: float = option(2.0, "seconds without leases for a swarm told of partial blobs, early in a tracker's life")
+    settle_window: float = option(10.0, "how many seconds after its start a tracker settles swarms like that")
+    vote_window: float = option(30.0, "seconds within which two nodes must call a third dead")
+    throttle_most: float = option(60.0, "longest pause in seconds that one answer of an upstream can cause")
+    max_nodes: int = option(20_000, "connected nodes")
+    max_swarms: int = option(200_000, "swarms at once")
+    max_swarms_per_node: int = option(limits.MAX_SWARMS_PER_NODE, "blobs one node waits for")
+    max_swarms_per_rollout: int = option(1024, "blobs that share the credits and the order of one rollout")
+    max_holds_per_node: int = option(32_768, "complete blobs one node announces")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContentRules:
+    """Small content: tags, manifests, configs and blobs up to `limits.SMALL_CONTENT`. Times in seconds."""
+
+    tag_refresh: float = option(10.0, "seconds for which the answer for a tag is fresh; then one node asks upstream")
+    fetch_timeout: float = option(5.0, "seconds after which a fetch without an answer goes to the next waiter")
+    absent_time: float = option(5.0, "seconds for which an upstream's refusal is remembered (a tag may be pushed)")
+    absent_votes: int = option(2, "nodes that must be refused by the upstream before those that wait are told")
+    tries: int = option(3, "fetches that may fail before those that wait are told, when there is nothing stale")
+    max_bytes: int = option(64 * 1024 * 1024, "memory for content, least recently used goes first")
+    max_asks_per_node: int = option(1024, "unanswered questions of one node")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BanRules:
+    """When a node is shut out. Times in seconds."""
+
+    accusers: int = option(3, "different nodes on different hosts that must have got wrong bytes from a node")
+    window: float = option(600.0, "seconds within which they must say so")
+    ban_time: float = option(3600.0, "seconds for which the node is shut out")
+    max_accused_per_node: int = option(64, "nodes one node can accuse within the window")

@@ -1,0 +1,208 @@
+"""Agents' sessions: one WebSocket each, frames in, frames out, nothing unbounded.
+
+The tracker says Challenge, the agent Hello with a proof of its key, the tracker Welcome. From then on what an agent
+says is handed to the cluster, and what the cluster has to say leaves in one frame per loop turn and agent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import structlog
+from aiohttp import WSMsgType, web
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from p2pdist.errors import ProtocolError
+from p2pdist.protocol import attest, limits, messages
+from p2pdist.protocol.messages import FromAgent, FromTracker, Hello, Membership, PeerInfo
+from tracker.config import TrackerSettings
+
+log = structlog.get_logger()
+
+FRAME_MESSAGES = 64  # in one frame: 64 answers of 64 KiB stay below the frame's limit
+
+
+@dataclass(slots=True)
+class Traffic:
+    """What went over all sessions; for metrics."""
+
+    frames_in: int = 0
+    frames_out: int = 0
+    messages_in: int = 0
+    messages_out: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
+    rejected: int = 0
+    malformed: int = 0
+    slow: int = 0
+    silent: int = 0
+
+
+class Members:
+    """Signs memberships with the cluster's key."""
+
+    def __init__(self, key: Ed25519PrivateKey, lifetime: float) -> None:
+        self._key = key
+        self._lifetime = lifetime
+        self.public = key.public_key().public_bytes_raw()
+
+    def membership(self, now: float, node: bytes) -> Membership:
+        """A statement that `node` is a member from now (Unix seconds) for a lifetime."""
+        expires = int(now + self._lifetime)
+        return Membership(node, expires, self._key.sign(attest.membership_bytes(node, expires)))
+
+    def due(self, now: float, membership: Membership) -> bool:
+        """Whether half of its life is over."""
+        return membership.expires - now < self._lifetime / 2
+
+
+class Session:
+    """One agent's connection after its Hello was accepted."""
+
+    def __init__(self, socket: web.WebSocketResponse, peer: PeerInfo, address: str, name: str) -> None:
+        self.peer = peer
+        self.address = address
+        self.name = name
+        self.membership: Membership | None = None
+        self._socket = socket
+        self._queue: list[FromTracker] = []
+        self._wake = asyncio.Event()
+        self._ended = ""
+
+    def push(self, message: FromTracker) -> None:
+        """Send it with the next frame."""
+        self._queue.append(message)
+        self._wake.set()
+
+    @property
+    def waiting(self) -> int:
+        """Messages not handed to the socket yet."""
+        return len(self._queue)
+
+    def end(self, reason: str) -> None:
+        """Drop what waits and close."""
+        self._ended = reason
+        self._queue.clear()
+        self._wake.set()
+
+    async def send_all(self, settings: TrackerSettings, traffic: Traffic) -> str:
+        """Send frames until the session is ended, a Rejected is sent or the agent is too slow; returns why."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            if self._ended:
+                return self._ended
+            batch, self._queue = self._queue, []
+            for start in range(0, len(batch), FRAME_MESSAGES):
+                part = batch[start : start + FRAME_MESSAGES]
+                frame = messages.encode(part)
+                try:
+                    async with asyncio.timeout(settings.send_timeout):
+                        await self._socket.send_bytes(frame)
+                except TimeoutError:
+                    traffic.slow += 1
+                    return "it doesn't read what it is sent"
+                traffic.frames_out += 1
+                traffic.bytes_out += len(frame)
+                traffic.messages_out += len(part)
+                if any(isinstance(message, messages.Rejected) for message in part):
+                    return "it was rejected"
+
+
+class Door:
+    """Lets agents in and reads what they say."""
+
+    def __init__(
+        self,
+        settings: TrackerSettings,
+        members: Members,
+        clock: Callable[[], float],
+        banned: Callable[[bytes], float | None],
+        full: Callable[[bytes], bool],
+    ) -> None:
+        self._settings = settings
+        self._members = members
+        self._clock = clock
+        self._banned = banned
+        self._full = full
+        self.traffic = Traffic()
+
+    async def admit(self, socket: web.WebSocketResponse, address: str) -> tuple[Session, list[FromAgent]] | None:
+        """Challenge, Hello, checks. The session, and what came in the Hello's frame behind it; None if refused."""
+        nonce = secrets.token_bytes(32)
+        await self._say(socket, messages.Challenge(limits.VERSION, nonce))
+        async with asyncio.timeout(self._settings.hello_timeout):
+            frame = await self.receive(socket)
+        if not frame:
+            return None
+        hello, rest = frame[0], frame[1:]
+        reason = self._objection(hello, nonce)
+        if reason is not None or not isinstance(hello, Hello):
+            await self.reject(socket, reason or "the first message must be Hello")
+            return None
+        session = Session(socket, PeerInfo(hello.node, hello.host or address, hello.port), address, hello.name)
+        return session, rest
+
+    def _objection(self, hello: FromAgent, nonce: bytes) -> str | None:
+        if not isinstance(hello, Hello):
+            return "the first message must be Hello"
+        if hello.version != limits.VERSION:
+            return (
+                f"this tracker speaks version {limits.VERSION} of the protocol, the agent version {hello.version}: "
+                "update the older of the two"
+            )
+        if not attest.signature_holds(hello.node, hello.proof, attest.hello_bytes(nonce)):
+            return "the proof isn't a signature of the challenge by the node's key"
+        until = self._banned(hello.node)
+        if until is not None:
+            return f"this node is banned until {int(until)} (Unix time): several nodes got wrong bytes from it"
+        if self._full(hello.node):
+            return "this tracker has all the nodes it may have (swarm.max_nodes)"
+        return None
+
+    async def reject(self, socket: web.WebSocketResponse, reason: str) -> None:
+        """Say why, and close."""
+        self.traffic.rejected += 1
+        await self._say(socket, messages.Rejected(reason))
+        await socket.close()
+
+    async def _say(self, socket: web.WebSocketResponse, message: FromTracker) -> None:
+        async with asyncio.timeout(self._settings.send_timeout):
+            await socket.send_bytes(messages.encode([message]))
+
+    def welcome(self, session: Session, nodes: int) -> None:
+        """Tell the agent that it is a member; again when half of its membership's life is over."""
+        now = self._clock()
+        if session.membership is None or self._members.due(now, session.membership):
+            session.membership = self._members.membership(now, session.peer.node)
+            session.push(
+                messages.Welcome(session.membership, self._members.public, self._settings.session_timeout, nodes)
+            )
+
+    async def receive(self, socket: web.WebSocketResponse) -> list[FromAgent] | None:
+        """The next frame; None when the session is over.
+
+        Raises:
+            ProtocolError: the frame isn't one of this protocol.
+        """
+        frame = await socket.receive()
+        if frame.type is not WSMsgType.BINARY:
+            if frame.type is WSMsgType.TEXT:
+                self.traffic.malformed += 1
+                raise ProtocolError("a text frame; this protocol has binary ones only")
+            if frame.type is WSMsgType.ERROR:
+                self.traffic.malformed += 1
+                raise ProtocolError(f"a broken frame: {frame.data}")
+            return None
+        self.traffic.frames_in += 1
+        self.traffic.bytes_in += len(frame.data)
+        try:
+            decoded = messages.decode_from_agent(frame.data)
+        except ProtocolError:
+            self.traffic.malformed += 1
+            raise
+        self.traffic.messages_in += len(decoded)
+        return decoded
