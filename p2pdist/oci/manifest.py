@@ -131,9 +131,9 @@ def parse_manifest(raw: bytes, media_type: str | None, algorithm: str = "sha256"
 
 def _check_schema_version(body: dict[str, Any]) -> None:
     version = body.get("schemaVersion")
+    if type(version) is int and version == 1:
+        raise _schema1()
     if type(version) is not int or version != 2:
-        if version == 1:
-            raise _schema1()
         raise InvalidManifest(f"schemaVersion must be the number 2; got {_kind(version)}")
 
 

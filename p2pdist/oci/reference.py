@@ -138,8 +138,7 @@ def valid_registry(text: str) -> bool:
 
 
 def _is_registry(component: str) -> bool:
-    # distribution/reference, "splitDockerDomain": an upper-case letter can't be part of a repository name.
-    return any(c in component for c in ".:[") or component == "localhost" or component != component.lower()
+    return any(c in component for c in ".:[") or component == "localhost"
 
 
 def _shown(text: str) -> str:
