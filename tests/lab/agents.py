@@ -18,13 +18,13 @@ Tables = Mapping[str, Mapping[str, object]]
 
 
 class Tracker:
-    """A tracker; `extra` are further tables of its configuration file."""
+    """A tracker; `extra` are further tables of its configuration file ("" for what stands in none)."""
 
     def __init__(self, lab: Lab, host: Host, *, extra: Tables | None = None) -> None:
         self.host = host
         self.url = f"http://{host.address}:{TRACKER_PORT}"
         self._lab = lab
-        tables: dict[str, dict[str, object]] = {"tracker": {"host": "0.0.0.0", "port": TRACKER_PORT}}
+        tables: dict[str, dict[str, object]] = {"": {"host": "0.0.0.0", "port": TRACKER_PORT}}
         self._config = lab.directory / f"{host.name}.toml"
         self._config.write_text(toml(merge(tables, extra or {})))
         self.process = self._start()
@@ -107,8 +107,8 @@ def merge(tables: Tables, extra: Tables) -> dict[str, dict[str, object]]:
 
 
 def toml(tables: Tables) -> str:
-    """Tables of strings, numbers, booleans and lists of them as TOML."""
-    return "".join(f"[{name}]\n{_lines(table)}\n" for name, table in tables.items())
+    """Tables of strings, numbers, booleans and lists of them as TOML; "" is the top, and has to come first."""
+    return "".join((f"[{name}]\n" if name else "") + f"{_lines(table)}\n" for name, table in tables.items())
 
 
 def toml_rows(name: str, rows: Sequence[Mapping[str, object]]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import socket
+import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -53,6 +54,14 @@ class Lab:
         self.guard.process(process.pid)
         self.processes.append(process)
         return process
+
+    def ask(self, argv: Sequence[str], host: Host | None = None, *, timeout: float = 30.0) -> str:
+        """Runs a command that answers at once and returns its stdout. `LabError` with its stderr when it fails."""
+        full = host.inside(argv) if host is not None else list(argv)
+        done = subprocess.run(full, capture_output=True, text=True, timeout=timeout, check=False)
+        if done.returncode != 0:
+            raise LabError(f"{' '.join(argv)}: status {done.returncode}: {done.stderr.strip() or done.stdout.strip()}")
+        return done.stdout
 
     def wait_port(
         self, process: Process, host: Host, port: int, *, address: str | None = None, timeout: float = 20.0
