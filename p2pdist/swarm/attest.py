@@ -58,15 +58,15 @@ class Attestor:
         self._key = key
         self.node: bytes = key.public_key().public_bytes_raw()
         self.membership: Membership | None = None
-        self._cluster_key: bytes | None = None
+        self.cluster_key: bytes | None = None
         self._members: OrderedDict[tuple[bytes, int, bytes], None] = OrderedDict()
         self._banned: dict[bytes, float] = {}
 
     def join(self, membership: Membership, cluster_key: bytes) -> None:
         """This node is a member of the cluster that signs with `cluster_key`."""
-        if cluster_key != self._cluster_key:
+        if cluster_key != self.cluster_key:
             self._members.clear()
-        self._cluster_key = cluster_key
+        self.cluster_key = cluster_key
         self.membership = membership
 
     def ban(self, node: bytes, until: float) -> None:
@@ -91,7 +91,7 @@ class Attestor:
     def fault(self, attestation: Attestation, digest: str, chunk_size: int, index: int, now: float) -> str | None:
         """Why the statement can't be believed at `now` (Unix seconds), or None if it can."""
         signer = attestation.signer
-        if self._cluster_key is None:
+        if self.cluster_key is None:
             return "this node is not a member of a cluster yet"
         if self.banned(signer.node, now):
             return "its signer is banned"
@@ -100,7 +100,7 @@ class Attestor:
         member = (signer.node, signer.expires, signer.signature)
         if member not in self._members:
             signed = membership_bytes(signer.node, signer.expires)
-            if not signature_holds(self._cluster_key, signer.signature, signed):
+            if not signature_holds(self.cluster_key, signer.signature, signed):
                 return "its signer is not a member of this cluster"
             self._members[member] = None
             if len(self._members) > _KNOWN_MEMBERS:

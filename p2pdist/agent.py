@@ -1,0 +1,251 @@
+"""The agent's composition root: builds every part from the configuration, starts and stops them in pairs."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import time
+from collections.abc import Callable, Iterable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import structlog
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from p2pdist import __version__
+from p2pdist.admin import AdminServer
+from p2pdist.config import AgentConfig
+from p2pdist.errors import StorageError, TrackerError
+from p2pdist.mesh.engine import MeshEngine, MeshSettings
+from p2pdist.mesh.network import TcpNetwork
+from p2pdist.mirror import MirrorServer, MirrorSettings
+from p2pdist.oci import Digest, Index, Manifest, Repository
+from p2pdist.protocol import messages as wire
+from p2pdist.pull import Pull, PullSettings
+from p2pdist.store import Store
+from p2pdist.swarm.attest import Attestor
+from p2pdist.swarm.memory import recall, remember
+from p2pdist.swarm.service import SwarmService, SwarmSettings
+from p2pdist.tracker_client import TrackerClient
+from p2pdist.upstream import Credentials, Upstreams, UpstreamSettings
+
+_log = structlog.get_logger("p2pdist.agent")
+
+
+@dataclass(frozen=True, slots=True)
+class AgentStatus:
+    """What is known once the agent is ready."""
+
+    mirror_host: str
+    mirror_port: int
+    peer_port: int
+    node: str  # hex of the node's public key
+
+
+class OpenGate:
+    """Lets everything through: there is no signature policy."""
+
+    async def admit_manifest(self, repository: Repository, target: str, manifest: Manifest | Index) -> None:
+        """Always."""
+
+    def admit_blob(self, repository: Repository, digest: Digest) -> None:
+        """Always."""
+
+
+class Session:
+    """The session with the tracker as the other rooms see it, also where none is configured."""
+
+    def __init__(self) -> None:
+        self.client: TrackerClient | None = None
+
+    @property
+    def connected(self) -> bool:
+        """A session is open."""
+        return self.client is not None and self.client.connected
+
+    def send(self, message: wire.FromAgent) -> bool:
+        """Queue a message; False while no session is open."""
+        return self.client is not None and self.client.send(message)
+
+    async def ask(self, key: str, timeout: float) -> wire.Content | wire.Fetch | wire.Absent:
+        """Small content by key."""
+        if self.client is None:
+            raise TrackerError("no tracker is configured")
+        return await self.client.ask(key, timeout)
+
+
+class Agent:
+    """One node. `run` returns when `stop` is set and everything is put away."""
+
+    def __init__(self, config: AgentConfig) -> None:
+        self._config = config
+        self._started = time.time()
+        self._session = Session()
+
+    async def run(self, ready: Callable[[AgentStatus], None] | None = None, stop: asyncio.Event | None = None) -> None:
+        """Serve until `stop` is set (for ever without one)."""
+        stop = stop or asyncio.Event()
+        config = self._config
+        async with AsyncExitStack() as stack:
+            self._store = await Store.open(config.node.data_dir, max_bytes=config.node.max_store_bytes)
+            stack.push_async_callback(self._store.close)
+            key = _node_key(config.node.data_dir / "node.key")
+            self._attestor = Attestor(key)
+            self._upstreams = await stack.enter_async_context(self._make_upstreams())
+            self._engine = self._make_engine()
+            self._swarms = SwarmService(
+                self._store, self._upstreams.registry, self._engine, self._attestor, self._session, SwarmSettings()
+            )
+            await self._engine.start(self._swarms)
+            stack.push_async_callback(self._engine.stop)
+            await self._swarms.start()
+            stack.push_async_callback(self._swarms.stop)
+            memory = config.node.data_dir / "cluster.json"
+            self._swarms.known = recall(memory, self._attestor)
+            stack.callback(lambda: remember(memory, self._attestor, self._engine.links() or self._swarms.known))
+            self._pull = Pull(self._store, self._upstreams, self._swarms, self._session, OpenGate(), PullSettings())
+            await self._pull.start()
+            stack.push_async_callback(self._pull.stop)
+            tasks = await stack.enter_async_context(asyncio.TaskGroup())
+            if config.tracker.urls:
+                client = self._session.client = self._make_client(key)
+                session = tasks.create_task(client.run())
+                stack.callback(session.cancel)
+            else:
+                self._swarms.tracker_state(False)
+            self._mirror = await stack.enter_async_context(self._make_mirror())
+            await stack.enter_async_context(AdminServer(config.admin_socket, self.status, self._make_metrics()))
+            if ready is not None:
+                ready(AgentStatus(config.mirror.host, self._mirror.port, self._engine.port, self._attestor.node.hex()))
+            _log.info("ready", mirror=self._mirror.port, peers=self._engine.port, data=str(config.node.data_dir))
+            await stop.wait()
+
+    def _make_upstreams(self) -> Upstreams:
+        settings = [
+            UpstreamSettings(
+                name=registry.name,
+                url=registry.endpoint,
+                ca_file=registry.ca_file,
+                connect_timeout=registry.connect_timeout_seconds,
+                stall_timeout=registry.stall_timeout_seconds,
+                max_connections=registry.max_connections,
+            )
+            for registry in self._config.registries
+        ]
+        upstream = self._config.upstream
+        return Upstreams(settings, Credentials(upstream.credentials_file), allow_any=upstream.allow_any)
+
+    def _make_engine(self) -> MeshEngine:
+        settings = MeshSettings(host=self._config.peer.host, port=self._config.peer.port)
+        return MeshEngine(self._attestor.node, TcpNetwork(), settings, random.Random())
+
+    def _make_client(self, key: Ed25519PrivateKey) -> TrackerClient:
+        return TrackerClient(
+            self._config.tracker.urls,
+            key,
+            self._config.node.name,
+            self._config.peer.advertise_host or "",
+            self._engine.port,
+            {},
+            on_message=self._swarms.tracker_message,
+            on_state=self._swarms.tracker_state,
+        )
+
+    def _make_mirror(self) -> MirrorServer:
+        mirror = self._config.mirror
+        settings = MirrorSettings(
+            serve="proved" if mirror.serve == "proved" else "auto",
+            decide_deadline=mirror.decide_deadline_seconds,
+            header_deadline=mirror.header_deadline_seconds,
+            stop=self._config.node.shutdown_seconds,
+        )
+        return MirrorServer(self._pull, settings, host=mirror.host, port=mirror.port)
+
+    # --- what it is doing ----------------------------------------------------------------------------------------
+
+    def status(self) -> dict[str, Any]:
+        """For `p2pdist status`; bytes and seconds."""
+        stats = self._engine.stats
+        stored = self._store.stored()
+        return {
+            "version": __version__,
+            "node": {"name": self._config.node.name, "id": self._attestor.node.hex()},
+            "uptime_seconds": time.time() - self._started,
+            "insecure": True,  # neither encrypted nor authenticated between nodes
+            "mirror": {"host": self._config.mirror.host, "port": self._mirror.port},
+            "peer": {"port": self._engine.port, "engine": self._engine.name, "links": len(self._engine.links())},
+            "tracker": {
+                "urls": list(self._config.tracker.urls),
+                "connected": self._session.connected,
+                "nodes": self._swarms.nodes,
+            },
+            "store": {"blobs": len(stored), "bytes": sum(blob.size for blob in stored)},
+            "transfer": {
+                "bytes_from_upstream": self._swarms.bytes_from_upstream,
+                "bytes_from_peers": stats.bytes_in,
+                "bytes_to_peers": stats.bytes_out,
+                "bytes_redundant": stats.bytes_redundant,
+                "chunks_from_peers": stats.chunks_in,
+                "busy_answers": stats.busy,
+                "stalls": stats.stalls,
+                "refused_chunks": stats.refused,
+                "seeds": self._swarms.seeds,
+            },
+            "transfers": [
+                {
+                    "digest": str(transfer.blob.digest),
+                    "size": transfer.blob.size,
+                    "chunks": transfer.exchange.count if transfer.exchange is not None else 0,
+                    "proved": transfer.exchange.have.bit_count() if transfer.exchange is not None else 0,
+                    "from_upstream": transfer.from_upstream,
+                    "clients": transfer.clients,
+                }
+                for transfer in self._swarms.transfers
+            ],
+        }
+
+    def _make_metrics(self) -> CollectorRegistry:
+        registry = CollectorRegistry()
+        registry.register(_Metrics(self.status))
+        return registry
+
+
+class _Metrics:
+    """The status as Prometheus metrics; no digest, repository or peer in any label."""
+
+    def __init__(self, status: Callable[[], dict[str, Any]]) -> None:
+        self._status = status
+
+    def collect(self) -> Iterable[Metric]:
+        status = self._status()
+        for name, value in status["transfer"].items():
+            if name == "seeds":
+                yield GaugeMetricFamily("p2pdist_seeds", "Stored blobs that are open for peers", value=value)
+            else:
+                yield CounterMetricFamily(f"p2pdist_{name}", name.replace("_", " "), value=value)
+        yield GaugeMetricFamily("p2pdist_links", "Peers with an open link", value=status["peer"]["links"])
+        connected = float(status["tracker"]["connected"])
+        yield GaugeMetricFamily("p2pdist_tracker_connected", "1 with a tracker session", value=connected)
+        yield GaugeMetricFamily("p2pdist_store_bytes", "Bytes of stored blobs", value=status["store"]["bytes"])
+        yield GaugeMetricFamily("p2pdist_transfers", "Blobs on their way", value=len(status["transfers"]))
+
+
+def _node_key(path: Path) -> Ed25519PrivateKey:
+    """This node's key, made at the first start; only its user can read it. StorageError if it can't be used."""
+    try:
+        if path.exists():
+            return Ed25519PrivateKey.from_private_bytes(path.read_bytes())
+        key = Ed25519PrivateKey.generate()
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(handle, "wb") as file:
+            file.write(key.private_bytes_raw())
+            file.flush()
+            os.fsync(file.fileno())
+    except (OSError, ValueError) as error:
+        raise StorageError(f"the node's key in {path} can't be used: {error}") from error
+    return key

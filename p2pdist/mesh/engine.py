@@ -1,0 +1,632 @@
+"""The mesh engine: carries out what `decide` decides, over control links and data connections.
+
+All state changes happen in one synchronous step per event; tasks exist only for dialling. A transfer that brings no
+byte for too long, a link that is silent, and a peer that sends what is not attested are dropped and reported.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import structlog
+
+from p2pdist.errors import PeerError, ProtocolError, StorageError
+from p2pdist.mesh.control import ControlLink, OpenBlob
+from p2pdist.mesh.decide import Ask, Decisions, Turn
+from p2pdist.mesh.fetching import Fetch, Outbound
+from p2pdist.mesh.knobs import Knobs
+from p2pdist.mesh.network import Listener, Network
+from p2pdist.mesh.serving import Inbound
+from p2pdist.mesh.wire import UPGRADE, Alive, AnyFrame, Claim, Close, Have, Head, Open, bitmap, mask, parse_head
+from p2pdist.protocol.chunks import chunk_range, valid_chunk_size
+from p2pdist.protocol.messages import PeerInfo
+from p2pdist.scope import Scope
+from p2pdist.swarm.attest import from_header
+from p2pdist.swarm.engine import EngineStats, Host
+from p2pdist.swarm.exchange import Exchange
+
+_log = structlog.get_logger("p2pdist.mesh")
+_DIAL = 3.0  # seconds to connect to a peer
+_BAN = 60.0  # seconds that a peer which sent wrong bytes is left alone
+
+
+@dataclass(frozen=True, slots=True)
+class MeshSettings:
+    """Where to listen, and bounds. `advertise`: the host that peers are told, empty: the one they see."""
+
+    host: str = "0.0.0.0"
+    port: int = 0
+    max_connections: int = 1024
+    max_links: int = 128
+    max_per_node: int = 16  # data connections from one node
+
+
+class MeshEngine:
+    """See `swarm.engine.Engine`."""
+
+    name = "mesh"
+
+    def __init__(
+        self,
+        node: bytes,
+        network: Network,
+        settings: MeshSettings,
+        rng: random.Random,
+        knobs: Knobs | None = None,
+        *,
+        identify: Callable[[object], bytes | None] | None = None,
+    ) -> None:
+        self.stats = EngineStats()
+        self.settings = settings
+        self._node = node
+        self._network = network
+        self._rng = rng
+        self._knobs = knobs or Knobs()
+        self._identify = identify  # node id from a TLS object; None: no TLS, the header is believed
+        self._decide: Decisions[bytes] = Decisions(rng, self._knobs, node)
+        self._exchanges: dict[str, Exchange] = {}
+        self._numbers: dict[str, int] = {}
+        self._next_number = 1
+        self._links: dict[bytes, ControlLink] = {}
+        self._dialling: set[bytes] = set()
+        self._addresses: dict[bytes, PeerInfo] = {}
+        self._banned: dict[bytes, float] = {}
+        self._fetches: dict[tuple[bytes, str, int], Fetch] = {}
+        self._idle: dict[bytes, list[Outbound]] = {}
+        self._inbound: dict[Inbound, bytes] = {}
+        self._queued: dict[Inbound, tuple[Exchange, int, int, int]] = {}
+        self._ticking: asyncio.TimerHandle | None = None
+        self._orphaned: tuple[float, int] | None = None
+        self._asked_more = 0.0
+
+    # --- life ----------------------------------------------------------------------------------------------------
+
+    async def start(self, host: Host) -> None:
+        """Listen; ready when it returns."""
+        self._host = host
+        self._loop = asyncio.get_running_loop()
+        self._scope = Scope()
+        await self._scope.start()
+        self._listener: Listener = await self._network.listen(
+            lambda: Inbound(self), self.settings.host, self.settings.port
+        )
+
+    async def stop(self) -> None:
+        """Leave all swarms, close every link; nothing of it runs afterwards."""
+        self._listener.close()
+        if self._ticking is not None:
+            self._ticking.cancel()
+            self._ticking = None
+        for exchange in list(self._exchanges.values()):
+            self.remove(exchange)
+        for link in list(self._links.values()):
+            link.close()
+        for connection in list(self._inbound):
+            connection.abort()
+        for idle in self._idle.values():
+            for outbound in idle:
+                outbound.close()
+        self._idle.clear()
+        await self._scope.stop()
+
+    @property
+    def port(self) -> int:
+        """Where it listens."""
+        return self._listener.port
+
+    # --- swarms --------------------------------------------------------------------------------------------------
+
+    def add(self, exchange: Exchange) -> None:
+        """Take part in this blob's swarm; exchanges added earlier are fetched first."""
+        old = self._exchanges.get(exchange.name)
+        if old is not None:
+            self.remove(old)
+        self._exchanges[exchange.name] = exchange
+        self._numbers[exchange.name] = self._next_number
+        self._next_number += 1
+        self._decide.add_blob(exchange.name, exchange.count, exchange.have)
+        exchange.listeners.append(self._proved)
+        for link in self._links.values():
+            self._open_on(link, exchange)
+            for theirs in link.blobs.values():
+                self._meet(link, theirs)
+        self._pump()
+
+    def remove(self, exchange: Exchange) -> None:
+        """Leave it."""
+        if self._exchanges.get(exchange.name) is not exchange:
+            return
+        del self._exchanges[exchange.name]
+        number = self._numbers.pop(exchange.name)
+        exchange.listeners.remove(self._proved)
+        self._cancel(self._decide.remove_blob(exchange.name))
+        for connection, queued in list(self._queued.items()):
+            if queued[0] is exchange:
+                del self._queued[connection]
+                connection.answer(404, "Not Found")
+        for link in self._links.values():
+            link.send(Close(number))
+
+    def leased(self, exchange: Exchange, index: int) -> bool:
+        """This node is about to read chunk `index` from upstream; False: no need, it is here."""
+        if self._exchanges.get(exchange.name) is not exchange:
+            return not exchange.have >> index & 1
+        return self._decide.leased(exchange.name, index)
+
+    def unleased(self, exchange: Exchange, index: int) -> None:
+        """The read is over."""
+        self._decide.unleased(exchange.name, index)
+
+    def coming(self, exchange: Exchange, index: int) -> None:
+        """Half of a leased chunk is here."""
+        if exchange.name in self._exchanges:
+            self._say_have(exchange, index, self._decide.coming(exchange.name, index), b"")
+
+    def orphaned(self, nodes: int | None) -> None:
+        """The tracker went away when the cluster had `nodes` nodes; None: it is back."""
+        self._orphaned = None if nodes is None else (self._loop.time(), nodes)
+        if nodes is not None:
+            self._tick_soon()
+
+    # --- links ---------------------------------------------------------------------------------------------------
+
+    def link(self, peers: Iterable[PeerInfo]) -> None:
+        """Neighbours to connect to, on top of those there are."""
+        now = self._loop.time()
+        for peer in peers:
+            self._addresses[peer.node] = peer
+            busy = peer.node in self._links or peer.node in self._dialling or peer.node == self._node
+            if busy or self._is_banned(peer.node, now) or len(self._links) >= self.settings.max_links:
+                continue
+            self._dialling.add(peer.node)
+            self._scope.spawn(self._dial(peer))
+
+    async def _dial(self, peer: PeerInfo) -> None:
+        greeting = _Greeting(self._link_head())
+        try:
+            async with asyncio.timeout(_DIAL):
+                transport = await self._network.connect(lambda: greeting, peer.host, peer.port)
+                head, rest = await greeting.answered
+            node = self._node_of(transport.get_extra_info("ssl_object"), head)
+            if head.status != 101 or node != peer.node:
+                transport.abort()
+                return
+            self._linked(transport, ControlLink(self, peer, dialled=True, now=self._loop.time()), rest)
+        except (OSError, TimeoutError, ProtocolError) as error:
+            _log.debug("peer not reached", host=peer.host, port=peer.port, error=str(error))
+        finally:
+            greeting.close()
+            self._dialling.discard(peer.node)
+
+    def _link_head(self) -> str:
+        return (
+            f"GET /v1/link HTTP/1.1\r\nHost: peer\r\nConnection: Upgrade\r\nUpgrade: {UPGRADE}\r\n"
+            f"P2pdist-Node: {self._node.hex()}\r\nP2pdist-Port: {self.port}\r\n\r\n"
+        )
+
+    def _node_of(self, tls: object | None, head: Head) -> bytes:
+        if self._identify is not None:
+            return (self._identify(tls) if tls is not None else None) or b""
+        text = head.headers.get("p2pdist-node", "")
+        try:
+            node = bytes.fromhex(text)
+        except ValueError:
+            return b""
+        return node if len(node) == 32 else b""
+
+    def upgrade(self, connection: Inbound, head: Head) -> None:
+        """A neighbour wants a control link on this connection."""
+        now = self._loop.time()
+        node = self._node_of(connection.tls, head)
+        if head.headers.get("upgrade") != UPGRADE or not node or node == self._node or self._is_banned(node, now):
+            connection.answer(403, "Forbidden", close=True)
+            return
+        existing = self._links.get(node)
+        if existing is None and len(self._links) >= self.settings.max_links:
+            connection.answer(503, "Service Unavailable", close=True)
+            return
+        if existing is not None and existing.dialled and self._node < node and now - existing.heard < self._knobs.stall:
+            connection.answer(409, "Conflict", close=True)  # both dialled: the smaller node's connection stays
+            return
+        peer = PeerInfo(node, connection.address, head.number("p2pdist-port") & 0xFFFF)
+        self._addresses.setdefault(node, peer)
+        lines = f"Connection: Upgrade\r\nUpgrade: {UPGRADE}\r\nP2pdist-Node: {self._node.hex()}\r\n"
+        transport = connection.take_over(lines)
+        self._inbound.pop(connection, None)
+        if transport is not None:
+            self._linked(transport, ControlLink(self, peer, dialled=False, now=now), connection.leftover)
+
+    def _linked(self, transport: asyncio.Transport, link: ControlLink, rest: bytes) -> None:
+        node = link.peer.node
+        old = self._links.get(node)
+        if old is not None:
+            if link.dialled and not old.dialled and node < self._node:
+                transport.abort()
+                return
+            self._links.pop(node)
+            self._cancel(self._decide.link_down(node))
+            old.close()
+        self._links[node] = link
+        link.attach(transport)
+        self._decide.link_up(node)
+        for exchange in self._exchanges.values():
+            self._open_on(link, exchange)
+        self._tick_soon()
+        if rest:
+            link.data_received(rest)
+
+    def _open_on(self, link: ControlLink, exchange: Exchange) -> None:
+        number = self._numbers[exchange.name]
+        have = bitmap(exchange.have, exchange.count)
+        link.send(Open(number, exchange.name, exchange.size, exchange.chunk_size, have))
+
+    def link_lost(self, link: ControlLink, why: Exception | None) -> None:
+        """The link is closed."""
+        node = link.peer.node
+        if self._links.get(node) is not link:
+            return
+        del self._links[node]
+        if why is not None:
+            _log.debug("link lost", peer=node.hex()[:12], error=str(why))
+        self._cancel(self._decide.link_down(node))
+        for outbound in self._idle.pop(node, []):
+            outbound.close()
+        self._pump()
+        self._tick_soon()
+
+    def links(self) -> list[PeerInfo]:
+        """The neighbours there are."""
+        return [self._addresses[node] for node in self._links if node in self._addresses]
+
+    def ban(self, peer: bytes, seconds: float) -> None:
+        """Drop its links and refuse new ones for a while."""
+        self._banned[peer] = self._loop.time() + seconds
+        link = self._links.get(peer)
+        if link is not None:
+            link.close(PeerError("banned", peer=peer.hex()))
+        for connection, node in list(self._inbound.items()):
+            if node == peer:
+                connection.abort()
+
+    def _is_banned(self, peer: bytes, now: float) -> bool:
+        until = self._banned.get(peer)
+        if until is not None and until <= now:
+            del self._banned[peer]
+            return False
+        return until is not None
+
+    def link_frame(self, link: ControlLink, frame: AnyFrame) -> None:
+        """A frame came."""
+        if isinstance(frame, Have):
+            self._heard_have(link, frame)
+        elif isinstance(frame, Open):
+            self._heard_open(link, frame)
+        elif isinstance(frame, Close):
+            theirs = link.blobs.pop(frame.number, None)
+            if theirs is not None:
+                self._decide.closed(link.peer.node, theirs.digest)
+        elif isinstance(frame, Claim):
+            theirs = link.blobs.get(frame.number)
+            if theirs is not None:
+                self._decide.claimed(theirs.digest, frame.index, self._loop.time())
+
+    def _heard_have(self, link: ControlLink, frame: Have) -> None:
+        theirs = link.blobs.get(frame.number)
+        if theirs is None:
+            return
+        theirs.have |= 1 << frame.index
+        exchange = self._exchanges.get(theirs.digest)
+        if exchange is not None and exchange.chunk_size == theirs.chunk_size:
+            self._decide.peer_has(link.peer.node, theirs.digest, frame.index, frame.load, frame.active)
+            self._pump()
+
+    def _heard_open(self, link: ControlLink, frame: Open) -> None:
+        if not valid_chunk_size(frame.size, frame.chunk_size) or len(link.blobs) >= 4096:
+            link.close(ProtocolError(f"an impossible swarm: {frame.size} bytes in chunks of {frame.chunk_size}"))
+            return
+        theirs = OpenBlob(frame.digest, frame.size, frame.chunk_size, mask(frame.have))
+        link.blobs[frame.number] = theirs
+        exchange = self._exchanges.get(frame.digest)
+        if exchange is None or (exchange.stored and exchange.chunk_size != frame.chunk_size):
+            self._host.wanted_by_peer(frame.digest, frame.size, frame.chunk_size)
+        self._meet(link, theirs)
+        self._pump()
+
+    def _meet(self, link: ControlLink, theirs: OpenBlob) -> None:
+        exchange = self._exchanges.get(theirs.digest)
+        if exchange is not None and (exchange.size, exchange.chunk_size) == (theirs.size, theirs.chunk_size):
+            self._decide.opened(link.peer.node, theirs.digest, theirs.have)
+
+    def _say_have(self, exchange: Exchange, index: int, peers: list[bytes], sha256: bytes) -> None:
+        frame = Have(
+            self._numbers[exchange.name],
+            index,
+            min(65_535, self._decide.load),
+            min(65_535, self._decide.downloads),
+            sha256,
+        )
+        for peer in peers:
+            self._links[peer].send(frame)
+
+    # --- fetching ------------------------------------------------------------------------------------------------
+
+    def _pump(self) -> None:
+        self._send(self._decide.pump(self._loop.time()))
+
+    def _send(self, asks: list[Ask[bytes]]) -> None:
+        for ask in asks:
+            fetch = Fetch(ask, self._exchanges[ask.blob])
+            self._fetches[ask.peer, ask.blob, ask.index] = fetch
+            idle = self._idle.get(ask.peer)
+            while idle:
+                outbound = idle.pop()
+                if outbound.usable:
+                    outbound.request(fetch, self._request_head())
+                    break
+            else:
+                self._scope.spawn(self._connect(fetch))
+
+    def _request_head(self) -> str:
+        return (
+            f"P2pdist-Node: {self._node.hex()}\r\nP2pdist-Chunks: {self._decide.chunks}\r\n"
+            f"P2pdist-Active: {self._decide.downloads}\r\n"
+        )
+
+    async def _connect(self, fetch: Fetch) -> None:
+        outbound = Outbound(self)
+        peer = self._addresses[fetch.ask.peer]
+        try:
+            async with asyncio.timeout(_DIAL):
+                await self._network.connect(lambda: outbound, peer.host, peer.port)
+        except (OSError, TimeoutError) as error:
+            outbound.close()
+            self.fetch_failed(fetch, error)
+            return
+        if self._fetches.get((fetch.ask.peer, fetch.ask.blob, fetch.ask.index)) is fetch and outbound.usable:
+            outbound.request(fetch, self._request_head())
+        else:
+            outbound.close()
+
+    def _forget_fetch(self, fetch: Fetch) -> bool:
+        key = (fetch.ask.peer, fetch.ask.blob, fetch.ask.index)
+        if self._fetches.get(key) is not fetch:
+            return False
+        del self._fetches[key]
+        if fetch.receiver is not None:
+            self._decide.downloads -= 1
+        return True
+
+    def _cancel(self, asks: list[Ask[bytes]]) -> None:
+        for ask in asks:
+            fetch = self._fetches.get((ask.peer, ask.blob, ask.index))
+            if fetch is not None:
+                self._abandon(fetch, 0.0)
+
+    def _abandon(self, fetch: Fetch, hold: float) -> None:
+        if self._forget_fetch(fetch):
+            self._decide.failed(fetch.ask, self._loop.time(), hold=hold)
+            if fetch.connection is not None:
+                fetch.connection.close()
+
+    def fetch_answered(self, fetch: Fetch, load: int) -> bool:
+        """206: the chunk begins to arrive."""
+        if fetch.exchange.have >> fetch.ask.index & 1:
+            return False
+        fetch.began = self._loop.time()
+        self._decide.downloads += 1
+        return True
+
+    def fetch_progress(self, fetch: Fetch, got: int) -> None:
+        """Bytes came."""
+        self.stats.bytes_in += got
+        ask, receiver = fetch.ask, fetch.receiver
+        self._decide.progress(ask.peer, ask.blob, ask.index, self._loop.time())
+        if receiver is not None and not fetch.half and 2 * receiver.remaining <= fetch.exchange.length(ask.index):
+            fetch.half = True
+            self.coming(fetch.exchange, ask.index)
+
+    def fetch_done(self, fetch: Fetch, head: Head) -> None:
+        """All bytes of the chunk are in its receiver."""
+        ask, receiver, outbound = fetch.ask, fetch.receiver, fetch.connection
+        if not self._forget_fetch(fetch) or receiver is None:
+            return
+        if outbound is not None and ask.peer in self._links:
+            self._idle.setdefault(ask.peer, []).append(outbound)
+        elif outbound is not None:
+            outbound.close()
+        self._decide.received(ask, self._loop.time() - fetch.began)
+        try:
+            text = head.headers.get("p2pdist-attestation")
+            if text is None:
+                raise PeerError(f"chunk {ask.index} of {ask.blob} came without an attestation", peer=ask.peer.hex())
+            if fetch.exchange.prove(receiver, from_header(text), ask.peer):
+                self.stats.chunks_in += 1
+            else:
+                self.stats.bytes_redundant += fetch.exchange.length(ask.index)
+        except (PeerError, ProtocolError) as error:
+            self._refused(fetch, error)
+        except StorageError as error:
+            fetch.exchange.fail(error)
+        self._pump()
+
+    def _refused(self, fetch: Fetch, error: Exception) -> None:
+        self.stats.refused += 1
+        _log.warning("a peer's chunk is refused", peer=fetch.ask.peer.hex()[:12], error=str(error))
+        self.ban(fetch.ask.peer, _BAN)
+        self._host.peer_lied(fetch.ask.peer, fetch.exchange, fetch.ask.index, str(error))
+
+    def fetch_busy(self, fetch: Fetch, load: int) -> None:
+        """503."""
+        if not self._forget_fetch(fetch):
+            return
+        self.stats.busy += 1
+        if fetch.connection is not None:
+            self._idle.setdefault(fetch.ask.peer, []).append(fetch.connection)
+        self._decide.busy(fetch.ask, load, self._loop.time())
+        self._pump()
+
+    def fetch_failed(self, fetch: Fetch, why: Exception) -> None:
+        """It came to nothing."""
+        if not self._forget_fetch(fetch):
+            return
+        self._decide.failed(fetch.ask, self._loop.time(), hold=self._knobs.stall)
+        if isinstance(why, StorageError):
+            fetch.exchange.fail(why)
+        elif isinstance(why, (PeerError, ProtocolError, ValueError)) and fetch.receiver is not None:
+            self._refused(fetch, why)
+        if fetch.connection is not None and fetch.connection.usable and fetch.ask.peer in self._links:
+            self._idle.setdefault(fetch.ask.peer, []).append(fetch.connection)
+        self._pump()
+
+    def _proved(self, exchange: Exchange, index: int) -> None:
+        peers, asks = self._decide.proved(exchange.name, index)
+        self._cancel(asks)
+        self._say_have(exchange, index, peers, b"")
+        self._take(self._decide.turn())
+        self._pump()
+
+    # --- serving -------------------------------------------------------------------------------------------------
+
+    def connected(self, connection: Inbound) -> bool:
+        """A connection came; False refuses it."""
+        if len(self._inbound) >= self.settings.max_connections:
+            return False
+        self._inbound[connection] = b""
+        return True
+
+    def disconnected(self, connection: Inbound) -> None:
+        """It is closed."""
+        self._inbound.pop(connection, None)
+        if self._queued.pop(connection, None) is not None:
+            self._decide.withdrawn(connection)
+
+    def chunk_request(self, connection: Inbound, head: Head, digest: str, span: tuple[int, int]) -> None:
+        """A request for a range; answered now or later."""
+        node = self._node_of(connection.tls, head)
+        if not node or self._is_banned(node, self._loop.time()):
+            connection.answer(403, "Forbidden", close=True)
+            return
+        if self._inbound.get(connection) != node:
+            self._inbound[connection] = node
+            if sum(other == node for other in self._inbound.values()) > self.settings.max_per_node:
+                connection.answer(503, "Service Unavailable", close=True)
+                return
+        exchange = self._exchanges.get(digest)
+        if exchange is None or head.number("p2pdist-chunk") not in (0, exchange.chunk_size):
+            connection.answer(404, "Not Found")
+            return
+        start, end = span
+        index = start // exchange.chunk_size
+        first, last = chunk_range(index, exchange.size, exchange.chunk_size)
+        if start >= exchange.size or not first <= start < end <= last:
+            connection.answer(416, "Range Not Satisfiable")
+            return
+        self._queued[connection] = (exchange, index, start, end)
+        chunks, active = head.number("p2pdist-chunks"), head.number("p2pdist-active")
+        self._take(self._decide.request(connection, node, digest, index, chunks, active))
+
+    def _take(self, turn: Turn[bytes]) -> None:
+        for waiter in turn.serve:
+            connection = waiter.token
+            assert isinstance(connection, Inbound)
+            exchange, index, start, end = self._queued.pop(connection)
+            connection.serve(exchange, start, end, self._decide.load, exchange.attestation(index))
+        for waiter in turn.refuse:
+            connection = waiter.token
+            assert isinstance(connection, Inbound)
+            self._queued.pop(connection, None)
+            connection.refuse(self._decide.load)
+
+    def served(self, connection: Inbound, sent: int, whole: bool) -> None:
+        """An answer has ended."""
+        self.stats.bytes_out += sent
+        self._take(self._decide.uploaded())
+
+    # --- time ----------------------------------------------------------------------------------------------------
+
+    def _tick_soon(self) -> None:
+        if self._ticking is None:
+            self._ticking = self._loop.call_later(self._knobs.tick, self._tick)
+
+    def _tick(self) -> None:
+        self._ticking = None
+        now = self._loop.time()
+        for ask in self._decide.stalled(now):
+            self._stalled(ask, now)
+        self._pump()
+        self._send(self._decide.late(now))
+        unfinished = any(exchange.have != exchange.full for exchange in self._exchanges.values())
+        if unfinished:
+            self._look_for_more(now)
+        for link in self._links.values():
+            if now - link.said > self._knobs.stall / 3:
+                link.send(Alive())
+        if self._links or unfinished or self._fetches:
+            self._ticking = self._loop.call_later(self._knobs.tick, self._tick)
+
+    def _stalled(self, ask: Ask[bytes], now: float) -> None:
+        fetch = self._fetches.get((ask.peer, ask.blob, ask.index))
+        if fetch is None:
+            return
+        self.stats.stalls += 1
+        self._abandon(fetch, self._knobs.stall)
+        link = self._links.get(ask.peer)
+        if link is not None:
+            link.close(PeerError(f"silent for {self._knobs.stall} s", peer=ask.peer.hex()))
+            self._host.peer_dead(ask.peer)
+
+    def _look_for_more(self, now: float) -> None:
+        if len(self._links) < self._knobs.few and now - self._asked_more > 1.0:
+            self._asked_more = now
+            self._host.neighbours_wanted(self._knobs.degree // 2)
+        for blob, indexes in self._decide.missing(now).items():
+            self._host.chunks_missing(self._exchanges[blob], indexes)
+        if self._orphaned is not None:
+            since, nodes = self._orphaned
+            own = self._decide.self_lease(now, since, nodes)
+            if own is not None:
+                blob, index = own
+                exchange = self._exchanges[blob]
+                for link in self._links.values():
+                    link.send(Claim(self._numbers[blob], index))
+                self._host.read_alone(exchange, index)
+
+
+class _Greeting(asyncio.Protocol):
+    """Sends the upgrade request and waits for the head of the answer."""
+
+    def __init__(self, request: str) -> None:
+        self.answered: asyncio.Future[tuple[Head, bytes]] = asyncio.get_running_loop().create_future()
+        self._request = request
+        self._buffer = bytearray()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        transport.write(self._request.encode("ascii"))
+
+    def data_received(self, data: bytes) -> None:
+        if self.answered.done():
+            self._buffer += data
+            return
+        self._buffer += data
+        end = self._buffer.find(b"\r\n\r\n")
+        if end < 0 and len(self._buffer) <= 8192:
+            return
+        try:
+            self.answered.set_result((parse_head(bytes(self._buffer[: max(end, 0)])), bytes(self._buffer[end + 4 :])))
+        except ProtocolError as error:
+            self.answered.set_exception(error)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if not self.answered.done():
+            self.answered.set_exception(exc or ConnectionResetError("the peer closed the connection"))
+
+    def close(self) -> None:
+        """Nobody waits any more."""
+        if not self.answered.done():
+            self.answered.cancel()
+        elif not self.answered.cancelled():
+            self.answered.exception()

@@ -1,0 +1,76 @@
+"""How the mesh reaches other nodes. The contract tests run the same engine over an in-memory implementation."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from collections.abc import Callable
+from typing import Protocol
+
+_NOTSENT_LOWAT = 25  # TCP_NOTSENT_LOWAT on Linux (tcp(7)); Python's socket module has no name for it
+_UNSENT = 64 * 1024  # bytes the kernel keeps beyond what is on the wire: more would hide a busy uplink from us
+
+
+class Listener(Protocol):
+    """A listening port."""
+
+    port: int
+
+    def close(self) -> None:
+        """Take no more connections."""
+
+
+class Network(Protocol):
+    """Stream connections between nodes."""
+
+    async def listen(self, factory: Callable[[], asyncio.BaseProtocol], host: str, port: int) -> Listener:
+        """Accept connections; port 0 takes a free one. OSError if it can't."""
+
+    async def connect(self, factory: Callable[[], asyncio.BaseProtocol], host: str, port: int) -> asyncio.Transport:
+        """Open a connection; OSError if it can't."""
+
+
+class _TcpListener:
+    def __init__(self, server: asyncio.Server) -> None:
+        self._server = server
+        self.port: int = server.sockets[0].getsockname()[1]
+
+    def close(self) -> None:
+        self._server.close()
+
+
+class TcpNetwork:
+    """TCP, under mutual TLS where contexts are given."""
+
+    def __init__(self, server_tls: ssl.SSLContext | None = None, client_tls: ssl.SSLContext | None = None) -> None:
+        self._server_tls = server_tls
+        self._client_tls = client_tls
+
+    async def listen(self, factory: Callable[[], asyncio.BaseProtocol], host: str, port: int) -> Listener:
+        """See `Network`."""
+        loop = asyncio.get_running_loop()
+        server = await loop.create_server(factory, host, port, ssl=self._server_tls, backlog=1024)
+        return _TcpListener(server)
+
+    async def connect(self, factory: Callable[[], asyncio.BaseProtocol], host: str, port: int) -> asyncio.Transport:
+        """See `Network`."""
+        loop = asyncio.get_running_loop()
+        transport, _ = await loop.create_connection(factory, host, port, ssl=self._client_tls)
+        return transport
+
+
+def tune_sender(transport: asyncio.Transport) -> None:
+    """Small buffers and no delay, so that the wait for a busy uplink is ours to schedule."""
+    transport.set_write_buffer_limits(high=0)
+    sock = transport.get_extra_info("socket")
+    if sock is not None:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.IPPROTO_TCP, _NOTSENT_LOWAT, _UNSENT)
+
+
+def wake_after(transport: asyncio.Transport, size: int) -> None:
+    """Wake the reader only when `size` bytes are there: saves most wake-ups at link speed."""
+    sock = transport.get_extra_info("socket")
+    if sock is not None:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, size)
