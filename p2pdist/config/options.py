@@ -108,7 +108,7 @@ class MirrorConfig(Section):
         15.0,
         'With serve = "auto": response headers of a blob go out after at most this long.',
     )
-    decide_seconds: float = _option(
+    decide_deadline_seconds: float = _option(
         v.SECONDS,
         10.0,
         "A request that nothing has been found for after this long is answered 404: the daemon then asks the upstream.",

@@ -124,12 +124,11 @@ def _host(value: object) -> str:
 
 
 def _path(value: object) -> Path:
-    if not isinstance(value, Path):
-        value = _text(value)
-    path = Path(value).expanduser()
-    if str(path) == ".":
+    if isinstance(value, Path):
+        return value
+    if not (text := _text(value)):
         raise ValueError("wanted a path, got an empty one")
-    return path
+    return Path(text).expanduser()
 
 
 def _socket_path(value: object) -> Path:

@@ -1,0 +1,33 @@
+"""`p2pdist up` says exactly what to do next."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import replace
+
+from p2pdist.cli.daemons import snippets
+from p2pdist.cli.up import own_address, welcome
+from p2pdist.config import AgentConfig, PeerConfig, TrackerConfig
+
+
+def test_the_welcome_has_every_snippet_whole():
+    text = welcome(AgentConfig(), 7070)
+    for snippet in snippets("127.0.0.1:5050", ["docker.io"]):
+        assert snippet.path in text
+        assert "\n".join(f"    {line}".rstrip() for line in snippet.text.split("\n")) in text
+
+
+def test_the_first_node_says_how_the_others_join_and_that_the_network_must_be_closed():
+    text = welcome(replace(AgentConfig(), peer=PeerConfig(advertise_host="10.1.2.3")), 7171)
+    assert "p2pdist up --join http://10.1.2.3:7171" in text
+    assert "closed networks only" in text
+
+
+def test_a_joined_node_names_its_tracker():
+    text = welcome(replace(AgentConfig(), tracker=TrackerConfig(urls=("http://10.1.2.3:7070",))), None)
+    assert "http://10.1.2.3:7070" in text
+    assert "--join" not in text
+
+
+def test_the_own_address_is_one_that_could_be_reached():
+    assert not ipaddress.ip_address(own_address()).is_unspecified
