@@ -10,16 +10,18 @@ from pathlib import Path
 from typing import Literal
 
 from lab.agents import Agent, Tracker
+from lab.daemons import Containerd
 from lab.images import image
 from lab.lab import Lab
 from lab.net import Host
 from lab.process import LabError, wait_until
-from lab.pulls import Pull, collect, start_pull, verify
+from lab.pulls import Pull, collect, start_command, start_pull, verify
 from lab.registry import Registry
 from rollout_limit import Link, Ratios, fluid_limits, ratios, starts
 
 REPOSITORY = "bench/image"
 TAG = "v1"
+NAME = "registry.test:5000"  # what containerd calls the registry
 GIB = 1 << 30
 SAMPLE = 0.2  # seconds between two looks at the counters
 Transport = Literal["agents", "plain", "proxy"]
@@ -106,6 +108,7 @@ class Rollout:
         self.lab = lab
         self.hosts: dict[int, Host] = {}
         self.agents: dict[int, Agent] = {}
+        self.containerds: dict[str, Containerd] = {}
         self.tracker: Tracker | None = None
         self.pulls: dict[str, Pull] = {}
         self.gone: set[int] = set()
@@ -122,6 +125,8 @@ class Rollout:
             self.hosts[number] = self.lab.host(f"n{number}", up=link.up, down=link.down)
         if s.transport == "agents":
             self._agents()
+        if s.driver == "containerd":
+            self._containerds(url)
         begin = time.time() + 0.8 + 0.06 * s.nodes
         for number, host in self.hosts.items():
             self.pulls[host.name] = self._pull(host, url, begin + s.link(number).offset)
@@ -190,14 +195,31 @@ class Rollout:
             self.agents[number] = self._agent(host)
         for agent in self.agents.values():
             agent.wait()
-        time.sleep(1.0)  # until all have joined the tracker
+        self._joined(len(self.agents))
+
+    def _joined(self, count: int) -> None:
+        tracker = self.tracker
+        assert tracker is not None
+        wait_until(f"{count} agents at the tracker", lambda: tracker.agents() >= count, 30.0)
 
     def _agent(self, host: Host) -> Agent:
         assert self.tracker is not None
-        registries = {"docker.io": self.registry.url}
+        registries = {"docker.io": self.registry.url, NAME: self.registry.url}
         return Agent(self.lab, host, trackers=[self.tracker.url], registries=registries, extra=self.s.agent)
 
+    def _containerds(self, url: str) -> None:
+        """A containerd on every node, with the agent as its mirror, or with the registry alone."""
+        mirror = f'[host."{url}"]\n  capabilities = ["pull", "resolve"]\n' if self.s.transport == "agents" else None
+        origin = self.registry.host if self.s.transport != "proxy" else self.lab.network.hosts["cache"]
+        for host in self.hosts.values():
+            host.names({NAME.split(":", maxsplit=1)[0]: origin.address})
+            self.containerds[host.name] = Containerd(self.lab, host, hosts=mirror, registry=NAME)
+        for containerd in self.containerds.values():
+            containerd.wait()
+
     def _pull(self, host: Host, url: str, at: float) -> Pull:
+        if host.name in self.containerds:
+            return start_command(self.lab, host, self.containerds[host.name].command(REPOSITORY, TAG), at=at)
         return start_pull(self.lab, host, url, REPOSITORY, TAG, at=at, parallel=self.s.parallel)
 
     def _watch(self, begin: float, before: Mapping[str, tuple[int, int]]) -> list[tuple[float, list[int], int]]:
@@ -249,7 +271,7 @@ class Rollout:
         host = self.lab.host("late", up=s.up, down=s.down)
         agent = self._agent(host)
         agent.wait()
-        time.sleep(0.5)  # until it has joined the tracker
+        self._joined(s.nodes - len(self.gone) + 1)
         pull = self._pull(host, url, time.time() + 0.5)
         one = {"late": pull}
         wait_until("the late node", lambda: collect(one, 0.2), 60 + 10 * s.size * 8e-6 / s.down)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -28,6 +29,15 @@ class Tracker:
         self._config = lab.directory / f"{host.name}.toml"
         self._config.write_text(toml(merge(tables, extra or {})))
         self.process = self._start()
+
+    def agents(self) -> int:
+        """How many agents have a session with it now."""
+
+        def ask() -> int:
+            with urllib.request.urlopen(f"{self.url}/healthz", timeout=5) as answer:
+                return int(json.load(answer)["nodes"])
+
+        return self.host.call(ask)
 
     def kill(self) -> None:
         self.process.kill()

@@ -112,9 +112,13 @@ class Containerd:
         wait_until(f"containerd on {self._host.name}", lambda: _works(self.process, self._answers), 60.0, every=0.1)
 
     def start(self, repository: str, tag: str) -> Process:
-        argv = ["images", "pull", "--hosts-dir", str(self._hosts), "--plain-http", self._reference(repository, tag)]
         # ctr itself asks the registry, so it runs inside the host.
-        return self._lab.start(f"ctr-pull-{self._host.name}", [*self._ctr(), *argv], self._host)
+        return self._lab.start(f"ctr-pull-{self._host.name}", self.command(repository, tag), self._host)
+
+    def command(self, repository: str, tag: str) -> list[str]:
+        """What has to be run inside the host to pull."""
+        argv = ["images", "pull", "--hosts-dir", str(self._hosts), "--plain-http", self._reference(repository, tag)]
+        return [*self._ctr(), *argv]
 
     def holds(self, repository: str, tag: str) -> Mapping[str, object]:
         """The image's target, and every blob below it with its size."""
@@ -213,7 +217,7 @@ class Skopeo:
 
 
 def pull_all(pulls: Sequence[tuple[Puller, str, str]], timeout: float = 90.0) -> None:
-    """Starts every pull (program, repository, tag) at once and waits for all. `LabError` with the log of one that fails."""
+    """Starts every pull (program, repository, tag) at once and waits for all. `LabError` with a failed one's log."""
     wait_for([puller.start(repository, tag) for puller, repository, tag in pulls], timeout)
 
 

@@ -16,6 +16,15 @@ from lab.net import Host, Network, need_root_and_iproute2
 from lab.process import LabError, Process, wait_until
 
 
+def _environment() -> dict[str, str]:
+    """Ours, without what would configure the programs behind the laboratory's back."""
+    return {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith("P2PDIST_") and not key.lower().endswith("_proxy")
+    }
+
+
 class Lab:
     """Leaving the context takes everything away. `base`: where the run's directory is made (default: temp folder)."""
 
@@ -47,10 +56,10 @@ class Lab:
         cwd: Path | None = None,
         pipes: bool = False,
     ) -> Process:
-        """Starts `argv` in `host`; `env` is added to our environment. Its log: `<directory>/logs/<name>.log`."""
+        """Starts `argv` in `host`; `env` is added to ours. Its log: `<directory>/logs/<name>.log`."""
         log = self.path("logs") / f"{name}.log"
         full = host.inside(argv) if host is not None else list(argv)
-        process = Process(name, full, log, env={**os.environ, **(env or {})}, cwd=cwd, pipes=pipes)
+        process = Process(name, full, log, env={**_environment(), **(env or {})}, cwd=cwd, pipes=pipes)
         self.guard.process(process.pid)
         self.processes.append(process)
         return process

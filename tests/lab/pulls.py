@@ -6,7 +6,7 @@ import json
 import select
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from lab.net import Host
 from lab.process import Process
 
 _PULLER = Path(__file__).with_name("puller.py")
+_TIMED = Path(__file__).with_name("timed.py")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +62,18 @@ def start_pull(
 ) -> Pull:
     """A puller in `host`. With `keep` it holds the image in memory until it has been verified."""
     order = {"url": url, "repository": repository, "tag": tag, "at": at, "parallel": parallel, "keep": keep}
+    return _start(lab, host, at, str(_PULLER), json.dumps(order))
+
+
+def start_command(lab: Lab, host: Host, argv: Sequence[str], *, at: float) -> Pull:
+    """A real client's command instead of the puller; it has no times per layer."""
+    return _start(lab, host, at, str(_TIMED), str(at), *argv)
+
+
+def _start(lab: Lab, host: Host, at: float, *argv: str) -> Pull:
     # -I -S: nothing of the environment is read, it is up in some 20 ms
-    argv = [sys.executable, "-I", "-S", str(_PULLER), json.dumps(order)]
-    count = len(lab.processes)
-    return Pull(lab.start(f"pull-{host.name}-{count}", argv, host, pipes=True), at)
+    name = f"pull-{host.name}-{len(lab.processes)}"
+    return Pull(lab.start(name, [sys.executable, "-I", "-S", *argv], host, pipes=True), at)
 
 
 def collect(pulls: Mapping[str, Pull], seconds: float) -> bool:

@@ -1,0 +1,32 @@
+"""The cluster that the system tests share: started once, healed before each test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from lab.cluster import Cluster
+from lab.lab import Lab
+
+NODES = 3
+RATE = 60.0  # Mbit/s of every link: an image of 12 MiB takes long enough to be in the middle of
+
+
+@pytest.fixture(scope="session")
+def shared_cluster() -> Iterator[Cluster]:
+    with Lab() as lab:
+        yield Cluster(lab, NODES, rate=RATE)
+
+
+@pytest.fixture
+def cluster(shared_cluster: Cluster) -> Cluster:
+    """Everything runs, whatever the test before has stopped."""
+    shared_cluster.heal()
+    return shared_cluster
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    """A laboratory of the test's own, empty."""
+    with Lab() as own:
+        yield own
