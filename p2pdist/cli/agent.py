@@ -32,7 +32,5 @@ def agent(
 async def _serve(settings: AgentConfig, stop: asyncio.Event) -> None:
     from p2pdist.agent import Agent  # here: only a process that runs one loads the whole of it
 
-    log = structlog.get_logger()
-    mirror = f"{settings.mirror.host}:{settings.mirror.port}"
-    await Agent(settings).run(lambda _: log.info("ready", mirror=mirror, node=settings.node.name), stop)
-    log.info("stopped")
+    await Agent(settings).run(None, stop)
+    structlog.get_logger().info("stopped")

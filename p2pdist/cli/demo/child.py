@@ -26,7 +26,7 @@ class Child:
 
     @classmethod
     async def start(cls, name: str, arguments: Sequence[str], log: Path, *, read_stdout: bool = False) -> Self:
-        """Run this interpreter with `arguments`, in a process group of its own: a Ctrl-C is ours to act upon."""
+        """Run this interpreter with `arguments`, in a session of its own: a Ctrl-C is ours to act upon."""
         environment = {key: value for key, value in os.environ.items() if not key.startswith("P2PDIST_")}
         with log.open("ab") as out:
             process = await asyncio.create_subprocess_exec(
@@ -36,7 +36,7 @@ class Child:
                 stdout=asyncio.subprocess.PIPE if read_stdout else out,
                 stderr=out,
                 env=environment,
-                process_group=0,
+                start_new_session=True,
             )
         return cls(name, log, process)
 

@@ -166,7 +166,7 @@ def toml(document: Mapping[str, Any]) -> str:
         elif isinstance(value, list) and value and isinstance(value[0], Mapping):
             tables += [f"[[{name}]]\n{toml(item)}" for item in value]
         else:
-            plain.append(f"{name} = {json.dumps(value)}\n")
+            plain.append(f"{name} = {json.dumps(value, ensure_ascii=False)}\n")
     return "".join(plain) + "\n".join(tables)
 
 

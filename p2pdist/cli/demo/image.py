@@ -96,7 +96,7 @@ def _make_layer(directory: Path, index: int, size: int, cancelled: Callable[[], 
     digest = Digest.of(b"").hasher()
     with staging.open("wb") as out:
         left = data_size
-        piece = member.tobuf(tarfile.USTAR_FORMAT)
+        piece = member.tobuf(tarfile.GNU_FORMAT)
         while piece:
             if cancelled():
                 raise InterruptedError("no image is wanted any more")

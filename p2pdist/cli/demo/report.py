@@ -74,7 +74,7 @@ class Report:
             "image_bytes": self.image.size,
             "seconds": {
                 "p50": round(statistics.median(seconds), 3) if seconds else None,
-                "last": round(max(seconds), 3) if len(seconds) == len(self.alive) else None,
+                "last": round(max(seconds), 3) if seconds and len(seconds) == len(self.alive) else None,
             },
             "bytes_from_upstream": sum(node.from_upstream for node in self.nodes),
             "bytes_from_peers": sum(node.from_peers for node in self.nodes),
