@@ -26,6 +26,7 @@ from lab.guard import CleanupError
 from lab.net import need_root_and_iproute2
 from lab.process import LabError
 from lab.session import run_in_own_session
+from rollout_plot import draw
 from rollout_report import medians, print_rollout, settings_as_dict
 from rollout_run import Result, Settings, run
 from rollout_suite import run_short, run_suite
@@ -71,10 +72,8 @@ def _rollouts(options: argparse.Namespace, settings: Settings, base: Path | None
             if not options.json:
                 print_rollout(plan, result, number + 1, options.runs or 1, nodes=options.verbose)
         rows.append({"settings": settings_as_dict(plan), **medians(results)})
-    if options.plot is not None:
-        from rollout_plot import draw
-
-        draw(options.plot, plans[0], results if len(plans) == 1 else [run(plans[0], base)])
+        if options.plot is not None and plan is settings:
+            draw(options.plot, plan, results[-1])
     if options.json:
         first, *others = rows
         print(json.dumps({**first, "load": os.getloadavg(), "compare": others}))

@@ -41,13 +41,15 @@ def print_rollout(settings: Settings, result: Result, number: int, runs: int, *,
         f"  limit {' '.join(f'{x:g}' for x in limits)} s  p50/limit {result.fast.p50:.3f}"
         f"  last/limit {result.fast.last:.3f}{slow}{late}\n"
         f"  egress/size {result.egress_ratio:.3f} (by the log {result.egress_log_ratio:.3f})"
-        f"  received/size {result.received_ratio:.3f}  verified {'yes' if result.verified else 'NO'}"
+        f"  received/size {result.received_ratio:.3f}  redundant {result.redundant_ratio:.4f}"
+        f"  verified {'yes' if result.verified else 'NO'}"
     )
     if settings.transport == "agents":
         print(
             f"  cpu {result.cpu_per_gib:.1f} s/GiB  tracker {result.tracker_cpu_share:.1%} of the agents'"
             f"  peak rss {result.peak_rss / MIB:.0f} MiB, tracker {result.tracker_peak_rss / MIB:.0f} MiB"
         )
+        print(f"  {_sums(result)}")
     for error in result.errors:
         print(f"  ERROR {error}")
 
@@ -66,6 +68,7 @@ def medians(results: Sequence[Result]) -> dict[str, Any]:
         "egress_ratio": median([r.egress_ratio for r in results]),
         "egress_log_ratio": median([r.egress_log_ratio for r in results]),
         "received_ratio": median([r.received_ratio for r in results]),
+        "redundant_ratio": median([r.redundant_ratio for r in results]),
         "cpu_seconds_per_gib": median([r.cpu_per_gib for r in results]),
         "tracker_cpu_share": median([r.tracker_cpu_share for r in results]),
         "peak_rss": max(r.peak_rss for r in results),
@@ -94,6 +97,19 @@ def settings_as_dict(settings: Settings) -> dict[str, Any]:
     row = asdict(settings)
     del row["keep_logs"]
     return row
+
+
+def _sums(result: Result) -> str:
+    """What the agents count, summed over the nodes; bytes as MiB."""
+    sums: dict[str, float] = {}
+    for node in result.nodes:
+        for name, value in node.transfer.items():
+            sums[name] = sums.get(name, 0) + value
+    shown = [
+        f"{name.removeprefix('bytes_')} {value / MIB:.1f} MiB" if name.startswith("bytes_") else f"{name} {value:g}"
+        for name, value in sums.items()
+    ]
+    return "agents: " + ", ".join(shown).replace("_", " ")
 
 
 def _rates(s: Settings) -> str:

@@ -75,6 +75,7 @@ class NodeResult:
     cpu: float
     peak_rss: int
     received: int
+    transfer: Mapping[str, float]  # what its agent says: bytes_redundant, busy_answers, ...
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,7 @@ class Result:
     egress_ratio: float
     egress_log_ratio: float
     received_ratio: float
+    redundant_ratio: float
     cpu_per_gib: float
     tracker_cpu_share: float
     peak_rss: int
@@ -140,6 +142,7 @@ class Rollout:
         after = self.lab.network.counters()
         used = {n: a.process.usage() for n, a in self.agents.items()}
         tracker_used = self.tracker.process.usage() if self.tracker else None
+        told = {n: a.status()["transfer"] for n, a in self.agents.items() if n not in self.gone}
         nodes = []
         limits = s.limits()
         for number, host in self.hosts.items():
@@ -149,11 +152,15 @@ class Rollout:
             got = after[host.name][1] - before[host.name][1]
             offset, limit = s.link(number).offset, limits[number - 1]
             if outcome is None or number in self.gone:
-                nodes.append(NodeResult(number, offset, None, limit, (), "", cpu, rss, got))
+                nodes.append(NodeResult(number, offset, None, limit, (), "", cpu, rss, got, {}))
             else:
                 layers = tuple(end - outcome.start for end in outcome.layer_ends)
                 seconds = None if outcome.error else outcome.seconds
-                nodes.append(NodeResult(number, offset, seconds, limit, layers, outcome.error, cpu, rss, got))
+                nodes.append(
+                    NodeResult(
+                        number, offset, seconds, limit, layers, outcome.error, cpu, rss, got, told.get(number, {})
+                    )
+                )
         sent = after["registry"][0] - before["registry"][0]
         verified = verify(self.pulls)
         logged = sum(self.registry.blob_bytes(mark).values())
@@ -168,6 +175,7 @@ class Rollout:
             slow=_ratios([n for n in whole if n.node in slow]) if slow else None,
             egress_ratio=sent / s.size,
             egress_log_ratio=logged / s.size,
+            redundant_ratio=sum(n.transfer.get("bytes_redundant", 0) for n in whole) / (s.size * max(1, len(whole))),
             received_ratio=sum(n.received for n in whole) / (s.size * max(1, len(whole))),
             cpu_per_gib=agent_cpu / (s.size * s.nodes / GIB),
             tracker_cpu_share=tracker_cpu / agent_cpu if agent_cpu else 0.0,

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import http.client
 import json
+import socket
 import sys
 import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from lab.lab import Lab
 from lab.net import Host
@@ -96,6 +99,17 @@ class Agent:
     def wait(self) -> None:
         """Until its mirror answers."""
         self._lab.wait_port(self.process, self.host, MIRROR_PORT, address="127.0.0.1", timeout=30.0)
+
+    def status(self) -> dict[str, Any]:
+        """What `p2pdist status` would show, straight from its admin socket."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            connection.settimeout(10.0)
+            connection.connect(str(self.data / "admin.sock"))
+            connection.sendall(b"GET /status HTTP/1.1\r\nHost: agent\r\nConnection: close\r\n\r\n")
+            response = http.client.HTTPResponse(connection)
+            response.begin()
+            answer: dict[str, Any] = json.load(response)
+            return answer
 
     def _start(self) -> Process:
         argv = [program("p2pdist"), "agent", "--config", str(self._config)]
