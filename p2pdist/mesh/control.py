@@ -6,7 +6,7 @@ import asyncio
 from typing import Protocol
 
 from p2pdist.errors import ProtocolError
-from p2pdist.mesh.wire import AnyFrame, FrameReader, encode
+from p2pdist.mesh.wire import Alive, AnyFrame, FrameReader, encode
 from p2pdist.protocol.messages import PeerInfo
 
 _UNREAD = 4 * 1024 * 1024  # bytes a neighbour may leave unread before its link is closed
@@ -30,6 +30,7 @@ class ControlLink(asyncio.Protocol):
         self.dialled = dialled
         self.heard = now  # loop time of the last bytes from there
         self.said = now  # and to there
+        self.used = now  # of the last frame, either way, that was more than a sign of life
         self.blobs: dict[int, OpenBlob] = {}  # what the neighbour opened, by its numbers
         self._owner = owner
         self._reader = FrameReader()
@@ -49,6 +50,8 @@ class ControlLink(asyncio.Protocol):
         self.heard = self._loop.time()
         try:
             for frame in self._reader.feed(data):
+                if not isinstance(frame, Alive):
+                    self.used = self.heard
                 self._owner.link_frame(self, frame)
         except ProtocolError as error:
             self.close(error)
@@ -59,6 +62,8 @@ class ControlLink(asyncio.Protocol):
             return
         if not self._out:
             self._loop.call_soon(self._flush)
+        if not isinstance(frame, Alive):
+            self.used = self._loop.time()
         self._out += encode(frame)
 
     def _flush(self) -> None:

@@ -561,22 +561,34 @@ class MeshEngine:
         unfinished = any(exchange.have != exchange.full for exchange in self._exchanges.values())
         if unfinished:
             self._look_for_more(now)
-        for link in self._links.values():
-            if now - link.said > self._knobs.stall / 3:
-                link.send(Alive())
+        self._look_after_links(now)
         if self._links or unfinished or self._fetches:
-            self._ticking = self._loop.call_later(self._knobs.tick, self._tick)
+            pause = self._knobs.tick if unfinished or self._fetches else self._knobs.alive
+            self._ticking = self._loop.call_later(pause, self._tick)
+
+    def _look_after_links(self, now: float) -> None:
+        """Say that we live, drop who does not, and let go of links that nobody uses."""
+        for link in list(self._links.values()):
+            if now - link.heard > self._knobs.silent:
+                self._drop_dead(link, f"silent for {now - link.heard:.1f} s")
+            elif now - link.used > self._knobs.idle:
+                link.close()
+            elif now - link.said >= self._knobs.alive:
+                link.send(Alive())
+
+    def _drop_dead(self, link: ControlLink, why: str) -> None:
+        self.stats.stalls += 1
+        link.close(PeerError(why, peer=link.peer.node.hex()))
+        self._host.peer_dead(link.peer.node)
 
     def _stalled(self, ask: Ask[bytes], now: float) -> None:
         fetch = self._fetches.get((ask.peer, ask.blob, ask.index))
         if fetch is None:
             return
-        self.stats.stalls += 1
         self._abandon(fetch, self._knobs.stall)
         link = self._links.get(ask.peer)
         if link is not None:
-            link.close(PeerError(f"silent for {self._knobs.stall} s", peer=ask.peer.hex()))
-            self._host.peer_dead(ask.peer)
+            self._drop_dead(link, f"a transfer brought nothing for {self._knobs.stall} s")
 
     def _look_for_more(self, now: float) -> None:
         if len(self._links) < self._knobs.few and now - self._asked_more > 1.0:

@@ -22,3 +22,6 @@ class Knobs:
     end_game: int = 64  # the last 1/64 of the chunks may be asked of a second neighbour
     alone_after: float = 1.0  # without a tracker for so long: own reads from upstream, claimed first
     tick: float = 0.1
+    alive: float = 0.5  # a link on which nothing was said for so long says that it lives
+    silent: float = 2.0  # a neighbour that says nothing for so long is dead to us
+    idle: float = 60.0  # a link that nobody used for so long is closed
