@@ -1,0 +1,389 @@
+"""The store: what it has, what is on its way in, and what has to go. See `layout` for the files."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import structlog
+
+from p2pdist.errors import DiskFull, InputError, StorageError
+from p2pdist.oci import Digest
+from p2pdist.protocol.chunks import valid_chunk_size
+from p2pdist.store.blob import BlobFile, StoredBlob
+from p2pdist.store.eviction import Candidate, choose
+from p2pdist.store.faults import storage_errors
+from p2pdist.store.journal import Heading
+from p2pdist.store.layout import Layout
+from p2pdist.store.opening import Opened, open_directory
+from p2pdist.store.partial import OpenPartial, Partial, delete_partial, idle_partial, open_partial
+from p2pdist.store.shelf import Shelf
+from p2pdist.store.staging import Staging
+
+T = TypeVar("T")
+WORKERS = 4  # threads for hashing, fsync and deletion
+REVERIFY_AFTER = 7 * 24 * 3600.0  # seconds: the stamp can't see a disk that forgets, a hash now and then can
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """How full the store is. Sizes in bytes; `staging` counts open stagings whole and idle ones by what they take."""
+
+    blobs: int
+    stored: int
+    partials: int
+    staging: int
+    max_bytes: int | None
+
+
+@dataclass(slots=True)
+class _Active:
+    """A partial blob that is open, or being opened. `there`: bytes of it that were on disk at the start."""
+
+    size: int
+    there: int
+    staging: Staging | None = None
+
+    def outstanding(self) -> int:
+        """Bytes of it that the disk has still to take."""
+        there = self.there
+        if self.staging is not None and self.staging.fd >= 0:
+            there = os.fstat(self.staging.fd).st_blocks * 512
+        return max(0, self.size - there)
+
+
+class Store:
+    """Content-addressed blobs in one directory, used by one process. Made by `open`, ended by `close`.
+
+    A blob is found once its whole digest was proved and it is durable under its final name. Every step that changes a
+    final name or the index is done under one lock or wholly in one thread, so a coroutine that is cancelled while it
+    waits leaves nothing half done: the work goes on to its end.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        opened: Opened,
+        pool: ThreadPoolExecutor,
+        max_bytes: int | None,
+        reverify_after: float,
+        clock: Callable[[], float],
+    ) -> None:
+        self._layout = layout
+        self._opened = opened
+        self._index = opened.index
+        self._shelf = Shelf(layout, opened.index, clock)
+        self._pool = pool
+        self._max_bytes = max_bytes
+        self._reverify_after = reverify_after
+        self._clock = clock
+        self._books = threading.Lock()  # guards the three below
+        self._active: dict[Digest, _Active] = {}
+        self._idle: dict[Digest, Partial] = dict(opened.partials)
+        self._verifying: dict[Digest, Future[None]] = {}
+        self._closed = False
+
+    @classmethod
+    async def open(
+        cls,
+        directory: Path,
+        *,
+        max_bytes: int | None = None,
+        reverify_after: float = REVERIFY_AFTER,
+        clock: Callable[[], float] = time.time,
+    ) -> Store:
+        """Opens (or makes) the data directory. Without a usable index this hashes every blob in it.
+
+        Args:
+            max_bytes: how much the blobs may take together; None: as much as the disk has.
+            reverify_after: seconds after which a blob is hashed again before it is given out.
+            clock: seconds since the epoch.
+
+        Raises:
+            StorageError: another process uses the directory, or it can't be used.
+            DiskFull: no room for the index.
+        """
+        layout = Layout(directory)
+        pool = ThreadPoolExecutor(WORKERS, "store")
+        opening = pool.submit(open_directory, layout, clock)
+        try:
+            opened = await asyncio.shield(asyncio.wrap_future(opening))
+        except BaseException:
+            opening.add_done_callback(_close_unwanted)  # cancelled: what will be opened is closed at once
+            pool.shutdown(wait=False)
+            raise
+        return cls(layout, opened, pool, max_bytes, reverify_after, clock)
+
+    async def close(self) -> None:
+        """Closes open stagings (keeping what is proved), finishes the work under way, and lets go of the directory."""
+        if self._closed:
+            return
+        self._closed = True
+        with self._books:
+            stagings = [active.staging for active in self._active.values() if active.staging is not None]
+        for staging in stagings:
+            await staging.close()
+        await asyncio.to_thread(self._shut)
+
+    def _shut(self) -> None:
+        self._pool.shutdown()
+        self._opened.close()
+
+    # --- whole blobs
+
+    def find(self, digest: Digest) -> StoredBlob | None:
+        """The blob, if the index has it. Whether its bytes are still good shows when it is opened."""
+        entry = self._index.get(digest)
+        return None if entry is None else StoredBlob(digest, entry.stamp.size)
+
+    def stored(self) -> list[StoredBlob]:
+        """All blobs, as `find` gives them."""
+        return [StoredBlob(entry.digest, entry.stamp.size) for entry in self._index.entries()]
+
+    async def open_blob(self, digest: Digest) -> BlobFile | None:
+        """The open blob, its bytes proved; None if there is none, or no longer.
+
+        Proved: the file's stamp is the one it had when it was last hashed, and that isn't too long ago. Otherwise it is
+        hashed now, before the first byte is given out; if that fails the file is deleted and the reason logged.
+
+        Raises:
+            StorageError: it can't be read just now, for a reason that isn't its own.
+        """
+        self._must_be_open()
+        max_age: float | None = self._reverify_after
+        for _ in range(3):  # a blob that changes again and again while it is hashed is no blob
+            file = self._shelf.open_unchanged(digest, max_age)
+            if file is not None or self._index.get(digest) is None:
+                return file
+            await self._reverify(digest)
+            max_age = None
+        return None
+
+    async def reverify_oldest(self) -> bool:
+        """Hashes the one blob whose proof is oldest, if it has passed half of its time; whether there was one.
+
+        For an idle agent, so that the first reader of an old blob needn't wait for the hash.
+        """
+        self._must_be_open()
+        entry = min(self._index.entries(), key=lambda entry: entry.verified, default=None)
+        if entry is None or 0 <= self._clock() - entry.verified < self._reverify_after / 2:
+            return False
+        await self._reverify(entry.digest)
+        return True
+
+    async def put(self, data: bytes, digest: Digest) -> StoredBlob:
+        """Stores small content that is in memory.
+
+        Raises:
+            DigestMismatch: `data` isn't what `digest` says.
+            DiskFull: no room.
+            StorageError
+        """
+        self._must_be_open()
+        known = self._shelf.open_unchanged(digest, None)
+        if known is not None:
+            known.close()
+            return StoredBlob(digest, known.size)
+        await self._make_room(len(data), str(digest))
+        return await self._run(partial(self._shelf.write, bytes(data), digest))
+
+    async def remove(self, digest: Digest) -> None:
+        """Deletes the blob, if it is there, whoever has it open (they may read on) and whether or not it is pinned."""
+        self._must_be_open()
+        await self._run(partial(self._shelf.delete, self._shelf.take_away(digest)))
+
+    # --- partial blobs
+
+    async def stage(self, digest: Digest, size: int, chunk_size: int) -> Staging:
+        """Begins to fill a blob of `size` bytes, or goes on with a partial one of the same size and chunk size.
+
+        A partial one of other sizes is deleted. Room for all of it is made first.
+
+        Raises:
+            InputError: sizes that the protocol doesn't allow.
+            DiskFull: it can't fit, whatever is evicted.
+            StorageError: it is being staged already, or the disk fails.
+        """
+        if size < 0 or not valid_chunk_size(size, chunk_size):
+            raise InputError(f"{digest}: {size} bytes in chunks of {chunk_size}")
+        self._must_be_open()
+        heading = Heading(digest, size, chunk_size)
+        with self._books:
+            if digest in self._active:
+                raise StorageError(f"{digest} is being staged already")
+            idle = self._idle.pop(digest, None)
+            there = idle.allocated if idle is not None and idle.heading == heading else 0
+            active = self._active[digest] = _Active(size, there)
+        try:
+            await self._make_room(0, str(digest))
+            opening = self.submit(partial(open_partial, self._layout, heading))
+        except BaseException:
+            self._settle(digest)
+            raise
+        try:
+            opened = await asyncio.shield(asyncio.wrap_future(opening))
+        except BaseException:
+            opening.add_done_callback(partial(self._close_unwanted, digest))
+            raise
+        active.staging = Staging(opened, self)
+        return active.staging
+
+    def partials(self) -> list[tuple[Digest, int, int]]:
+        """Digest, size and chunk size of every partial blob that nobody has open."""
+        with self._books:
+            headings = [idle.heading for idle in self._idle.values()]
+        return [(heading.digest, heading.size, heading.chunk_size) for heading in headings]
+
+    # --- what is known of blobs
+
+    def pin(self, digest: Digest) -> None:
+        """Never evict this blob; may be said before it is there, and holds over restarts."""
+        self._index.pin(digest)
+
+    def unpin(self, digest: Digest) -> None:
+        """The reverse of `pin`."""
+        self._index.unpin(digest)
+
+    def note(self, digest: Digest, repository: str, media_type: str) -> None:
+        """`digest` was seen in `repository` as `media_type`. Forgotten with the blob."""
+        self._index.note(digest, repository, media_type)
+
+    def media_type(self, digest: Digest) -> str | None:
+        """As it was noted; None if it wasn't."""
+        return next(reversed(self._index.notes(digest).values()), None)
+
+    def repositories(self, digest: Digest) -> set[str]:
+        """Where it was noted."""
+        return set(self._index.notes(digest))
+
+    def tag(self, repository: str, tag: str) -> tuple[str, float] | None:
+        """The digest that `tag` was last seen to name, and when (seconds since the epoch)."""
+        return self._index.tag(repository, tag)
+
+    def set_tag(self, repository: str, tag: str, digest: str, seen: float) -> None:
+        """Remembers a tag, over restarts."""
+        self._index.set_tag(repository, tag, digest, seen)
+
+    def usage(self) -> Usage:
+        """How full it is."""
+        with self._books:
+            partials = len(self._idle) + len(self._active)
+            staging = sum(idle.allocated for idle in self._idle.values())
+            staging += sum(active.size for active in self._active.values())
+        return Usage(len(self._index.entries()), self._index.bytes, partials, staging, self._max_bytes)
+
+    # --- what stagings ask of their home
+
+    def submit(self, work: Callable[[], T]) -> Future[T]:
+        """Runs `work` in a worker thread."""
+        return self._pool.submit(work)
+
+    def adopt(self, opened: OpenPartial) -> StoredBlob:
+        """Stores the file of a partial blob whose digest is proved and that is synced. For a worker thread."""
+        digest = opened.heading.digest
+        stored = self._shelf.adopt(self._layout.part(digest), opened.fd, digest)
+        with storage_errors(f"storing {digest}"):
+            self._layout.journal(digest).unlink(missing_ok=True)
+        return stored
+
+    def release(self, opened: OpenPartial, keep: bool) -> None:
+        """A staging was closed. For a worker thread."""
+        digest = opened.heading.digest
+        try:
+            if not keep:
+                with storage_errors(f"deleting the partial {digest}"):
+                    delete_partial(self._layout, digest)
+        finally:
+            self._settle(digest)
+
+    # --- inside
+
+    async def _run(self, work: Callable[[], T]) -> T:
+        """Waits for `work` in a worker thread; it goes on to its end if the caller is cancelled."""
+        return await asyncio.shield(asyncio.wrap_future(self._pool.submit(work)))
+
+    async def _reverify(self, digest: Digest) -> None:
+        """Hashes a blob, once for all who wait for that."""
+        with self._books:
+            future = self._verifying.get(digest)
+            if future is None:
+                future = self._verifying[digest] = self.submit(partial(self._reverify_now, digest))
+        await asyncio.shield(asyncio.wrap_future(future))
+
+    def _reverify_now(self, digest: Digest) -> None:
+        try:
+            self._shelf.reverify(digest)
+        finally:
+            with self._books:
+                del self._verifying[digest]
+
+    async def _make_room(self, extra: int, what: str) -> None:
+        """Evicts until all open stagings and `extra` bytes fit. What goes is decided, and gone, in one step."""
+        with self._books:
+            active = list(self._active.values())
+            idle = dict(self._idle)
+            held = sum(one.size for one in active) + sum(one.allocated for one in idle.values())
+            staged = set(self._active)
+        needed = 0 if self._max_bytes is None else self._index.bytes + held + extra - self._max_bytes
+        with storage_errors("looking at the free space"):
+            disk = os.statvfs(self._layout.root)
+            if disk.f_blocks:  # some file systems don't say
+                outstanding = sum(one.outstanding() for one in active)
+                needed = max(needed, outstanding + extra - disk.f_bavail * disk.f_frsize)
+        if needed <= 0:
+            return
+        candidates = [one for one in self._shelf.candidates() if one.digest not in staged]
+        candidates += [Candidate(True, one.changed, digest, one.allocated) for digest, one in idle.items()]
+        victims = choose(candidates, needed)
+        if victims is None:
+            raise DiskFull(
+                f"no room for {what}: {needed} bytes too many (max_bytes: {self._max_bytes}), and what could go has"
+                f" {sum(one.size for one in candidates)}; raise max_bytes, free disk space or unpin blobs"
+            )
+        left: list[Path] = []
+        for victim in victims:
+            _log.info("evicted", digest=str(victim.digest), size=victim.size, partial=victim.partial)
+            if victim.partial:
+                with self._books:
+                    del self._idle[victim.digest]
+                left += self._shelf.put_away(self._layout.journal(victim.digest))
+                left += self._shelf.put_away(self._layout.part(victim.digest))
+            else:
+                left += self._shelf.take_away(victim.digest)
+        await self._run(partial(self._shelf.delete, left))
+
+    def _settle(self, digest: Digest) -> None:
+        """Nobody has the partial blob open any longer; what is on disk may be resumed."""
+        idle = None
+        try:
+            with storage_errors(f"closing the partial {digest}"):
+                idle = idle_partial(self._layout, digest)
+        finally:
+            with self._books:
+                self._active.pop(digest, None)
+                if idle is not None:
+                    self._idle[digest] = idle
+
+    def _close_unwanted(self, digest: Digest, opening: Future[OpenPartial]) -> None:
+        """Whoever wanted to stage it was cancelled, or it failed."""
+        if not opening.cancelled() and opening.exception() is None:
+            opening.result().close()
+        self._settle(digest)
+
+    def _must_be_open(self) -> None:
+        if self._closed:
+            raise StorageError("the store is closed")
+
+
+def _close_unwanted(opening: Future[Opened]) -> None:
+    if not opening.cancelled() and opening.exception() is None:
+        opening.result().close()
