@@ -139,6 +139,8 @@ class Pipe(asyncio.Transport):
 
     def abort(self) -> None:
         self._closed(None)
+        if self.owner.hung:
+            return  # a stopped process closes nothing
         self.loop.call_later(self.owner.network.latency, self.peer._closed, ConnectionResetError("reset"))
 
     def _closed(self, error: Exception | None) -> None:
