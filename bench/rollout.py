@@ -28,7 +28,7 @@ from lab.process import LabError
 from lab.session import run_in_own_session
 from rollout_plot import draw
 from rollout_report import medians, print_rollout, settings_as_dict
-from rollout_run import Result, Settings, run
+from rollout_run import Result, Settings, layer_sizes, run
 from rollout_suite import run_short, run_suite
 
 SHM = Path("/dev/shm")
@@ -105,6 +105,7 @@ def _settings(options: argparse.Namespace) -> Settings:
         tracker=_tables(options.tracker),
         keep_logs=options.logs,
     )
+    layer_sizes(settings.size, settings.layers)
     half = max(settings.limits())
     return replace(
         settings,

@@ -117,7 +117,7 @@ class Rollout:
 
     def run(self) -> Result:
         s = self.s
-        sizes = _layer_sizes(s.size, s.layers)
+        sizes = layer_sizes(s.size, s.layers)
         self.image = image(f"rollout-{s.seed}-{s.layers}", sizes)
         self.registry = Registry(self.lab, self.lab.host("registry", up=s.registry, down=s.registry))
         self.registry.push(REPOSITORY, TAG, self.image)
@@ -240,6 +240,12 @@ class Rollout:
         deadline = begin + 60 + limit * (self.s.nodes + 3)
         names = [host.name for host in self.hosts.values()]
         progress: list[tuple[float, list[int], int]] = []
+
+        def sample() -> tuple[float, list[int], int]:
+            c = self.lab.network.counters()
+            received = [c[name][1] - before[name][1] for name in names]
+            return time.time() - begin, received, c["registry"][0] - before["registry"][0]
+
         while True:
             now = time.time()
             while events and events[0][0] <= now:
@@ -248,10 +254,9 @@ class Rollout:
                 waiting = [name for name, pull in self.pulls.items() if pull.outcome is None and not pull.abandoned]
                 raise LabError(f"still pulling after {deadline - begin:.0f} s: {', '.join(waiting)}")
             if not progress or now - begin - progress[-1][0] >= SAMPLE:
-                c = self.lab.network.counters()
-                received = [c[name][1] - before[name][1] for name in names]
-                progress.append((now - begin, received, c["registry"][0] - before["registry"][0]))
+                progress.append(sample())
             if collect(self.pulls, min(SAMPLE, max(0.0, events[0][0] - now)) if events else SAMPLE):
+                progress.append(sample())
                 return progress
 
     def _events(self, begin: float) -> list[tuple[float, Callable[[], None]]]:
@@ -305,7 +310,7 @@ def _ratios(nodes: Sequence[NodeResult]) -> Ratios:
     return ratios([n.seconds for n in nodes if n.seconds is not None], [n.limit for n in nodes])
 
 
-def _layer_sizes(size: int, layers: int) -> list[int]:
+def layer_sizes(size: int, layers: int) -> list[int]:
     """`layers` sizes that add up to `size`, each a multiple of 512 (tar's block)."""
     if size % 512 or size < layers * 2048:
         raise LabError(f"{size} bytes can't be {layers} tar archives: a multiple of 512, at least 2048 each")

@@ -83,6 +83,14 @@ def start_time(pid: int) -> int:
     return int(text.rpartition(")")[2].split()[19])
 
 
+def runs(pid: int) -> bool:
+    """False also for one that has ended and that its parent has not taken notice of."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
 def pids_in(netns: str) -> list[int]:
     """Processes whose network namespace is the named one."""
     try:
@@ -103,8 +111,8 @@ def pids_in(netns: str) -> list[int]:
 def _end(processes: list[tuple[int, int]], netns: list[str]) -> list[str]:
     deadline = time.monotonic() + PATIENCE
     while True:
-        left = [pid for pid, start in processes if start and start_time(pid) == start and not _is_zombie(pid)]
-        left += [pid for name in netns for pid in pids_in(name) if not _is_zombie(pid)]
+        left = [pid for pid, start in processes if start and start_time(pid) == start and runs(pid)]
+        left += [pid for name in netns for pid in pids_in(name) if runs(pid)]
         if not left:
             return []
         if time.monotonic() > deadline:
@@ -113,13 +121,6 @@ def _end(processes: list[tuple[int, int]], netns: list[str]) -> list[str]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.02)
-
-
-def _is_zombie(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
-    except OSError:
-        return True
 
 
 def _unmount_below(directory: str) -> None:
