@@ -7,7 +7,6 @@ A receiver accepts a chunk only if its bytes match an attestation signed by a cu
 from __future__ import annotations
 
 import base64
-import binascii
 from collections import OrderedDict
 
 import msgspec
@@ -43,9 +42,10 @@ def to_header(packed: bytes) -> str:
 def from_header(text: str) -> Attestation:
     """The reverse of `to_header` of `pack`; ProtocolError if it is not one."""
     try:
-        return unpack(base64.b64decode(text, validate=True))
-    except binascii.Error as error:
+        data = base64.b64decode(text, validate=True)
+    except ValueError as error:  # binascii.Error is one
         raise ProtocolError("an attestation header that is not base64") from error
+    return unpack(data)
 
 
 class Attestor:
