@@ -185,7 +185,7 @@ class Pull:
                 raise
             _log.warning("the upstream can't be reached: the last known digest is served", tag=f"{repository}:{tag}")
             return stored
-        self._store.set_tag(str(repository), tag, str(found.digest))
+        self._store.set_tag(str(repository), tag, str(found.digest), self._clock())
         return found
 
     async def _stored_manifest(self, repository: Repository, digest: Digest) -> VerifiedManifest | None:
@@ -297,7 +297,10 @@ class Pull:
         known = stored.size if stored is not None else self._plans.size(repository, digest)
         if known is not None:
             return known
-        return await registry.head_blob(repository, digest, authorization=authorization)
+        size = await registry.head_blob(repository, digest, authorization=authorization)
+        if size is None:
+            raise UpstreamInvalid(f"the upstream does not say how long {digest} is")
+        return size
 
     def transfer(self, repository: Repository, digest: Digest, size: int) -> Transfer:
         """The running or new transfer of a large blob."""
