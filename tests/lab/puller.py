@@ -173,7 +173,7 @@ def main():
     result = {"start": start, "end": time.time(), "layers": layers, "error": "; ".join(pull.errors)}
     print(json.dumps(result), flush=True)
     sys.stdin.readline()
-    wrong = pull.wrong()
+    wrong = pull.wrong() + pull.errors
     print(json.dumps({"verified": not wrong, "wrong": wrong}), flush=True)
 
 
