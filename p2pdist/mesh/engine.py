@@ -615,8 +615,7 @@ class _Greeting(asyncio.Protocol):
         self._request = request
         self._buffer = bytearray()
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvloop's is no subclass
         transport.write(self._request.encode("ascii"))
 
     def data_received(self, data: bytes) -> None:

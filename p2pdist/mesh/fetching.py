@@ -67,9 +67,8 @@ class Outbound(asyncio.BufferedProtocol):
         self._wake = 1
         self.usable = False
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvloop's is no subclass
         """Connected."""
-        assert isinstance(transport, asyncio.Transport)
         self._transport = transport
         self.usable = True
 

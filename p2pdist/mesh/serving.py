@@ -63,9 +63,8 @@ class Inbound(asyncio.Protocol):
         """The TLS object, where the connection is encrypted."""
         return self._transport.get_extra_info("ssl_object") if self._transport is not None else None
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvloop's is no subclass
         """A peer connected."""
-        assert isinstance(transport, asyncio.Transport)
         self._transport = transport
         tune_sender(transport)
         if not self._owner.connected(self):
