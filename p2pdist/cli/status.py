@@ -14,7 +14,8 @@ from rich.console import Console
 from rich.table import Table
 
 from p2pdist.admin import AdminClient
-from p2pdist.config import human_size, load_agent
+from p2pdist.cli.units import in_bytes
+from p2pdist.config import load_agent
 
 
 def status(
@@ -68,7 +69,7 @@ def _shown(name: str, value: Any) -> str:
     if value is None:
         return "none"
     if isinstance(value, int) and (name.startswith("bytes") or name.endswith("bytes")):
-        return human_size(value)
+        return in_bytes(value)
     if isinstance(value, float):
         return f"{value:.1f} s" if name.endswith("seconds") else f"{value:.2f}"
     if isinstance(value, list):

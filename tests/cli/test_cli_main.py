@@ -108,5 +108,5 @@ def test_status_for_people_has_units():
     with console.file:
         console.print(status_table(STATUS))
     text = console.export_text()
-    for line in ("uptime seconds", "3.2 s", "64MiB", "connected", "yes", "docker.io, ghcr.io", "url", "none"):
+    for line in ("uptime seconds", "3.2 s", "64.0 MiB", "connected", "yes", "docker.io, ghcr.io", "url", "none"):
         assert line in text

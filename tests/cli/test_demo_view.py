@@ -56,7 +56,7 @@ def test_lines_come_at_most_once_a_second_and_without_escape_sequences():
     lines = out.getvalue().splitlines()
     assert lines[0] == "starting ..."
     assert [line.split()[0] for line in lines[1:]] == ["0.0", "1.0", "2.0"]
-    assert "100B from the registry, 800B from peers, of 2.0KiB; 1 of 2 nodes done" in lines[1]
+    assert "100 B from the registry, 800 B from peers, of 2.0 KiB; 1 of 2 nodes done" in lines[1]
     assert "\x1b" not in out.getvalue()
 
 

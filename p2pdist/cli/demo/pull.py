@@ -15,6 +15,7 @@ from p2pdist.oci import ACCEPT_MANIFESTS, Digest
 
 _AT_ONCE = 3  # layers: dockerd's max-concurrent-downloads, containerd's default
 _STALL_SECONDS = 60.0
+_MAX_REASON = 500
 _MAX_MANIFEST = 4 * 1024 * 1024
 
 
@@ -77,7 +78,7 @@ class Pull:
         hasher = digest.hasher()
         got = 0
         async with session.get(self.mirror + self._path("blobs", str(digest))) as answer:
-            self._expect_ok(answer)
+            await _expect_ok(answer)
             async for data in answer.content.iter_any():
                 hasher.update(data)
                 got += len(data)
@@ -90,7 +91,7 @@ class Pull:
 
     async def _get(self, session: aiohttp.ClientSession, path: str, most: int) -> bytes:
         async with session.get(self.mirror + path, headers={"Accept": ACCEPT_MANIFESTS}) as answer:
-            self._expect_ok(answer)
+            await _expect_ok(answer)
             body = bytearray()
             async for data in answer.content.iter_any():
                 body += data
@@ -101,9 +102,11 @@ class Pull:
     def _path(self, kind: str, name: str) -> str:
         return f"/v2/{self.repository}/{kind}/{name}?ns={self.registry}"
 
-    def _expect_ok(self, answer: aiohttp.ClientResponse) -> None:
-        if answer.status != 200:
-            raise PullError(f"{answer.url.path}: the mirror answers {answer.status}")
+
+async def _expect_ok(answer: aiohttp.ClientResponse) -> None:
+    if answer.status != 200:
+        said = (await answer.content.read(_MAX_REASON)).decode(errors="replace").strip()
+        raise PullError(f"{answer.url.path}: the mirror answers {answer.status} {said}".rstrip())
 
 
 def _reasons(error: BaseException) -> Iterable[str]:

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from p2pdist.cli.demo.image import DemoImage
 from p2pdist.cli.demo.rollout import NodeProgress
-from p2pdist.config import human_size
+from p2pdist.cli.units import in_bytes
 
 MOST_COPIES = 1.05
 MOST_COPIES_KILLED = 1.10  # what a killed node had fetched and not passed on is fetched again
@@ -106,18 +106,18 @@ class Report:
                 node.name,
                 node.pull.mirror.removeprefix("http://"),
                 seconds,
-                Text(human_size(node.from_upstream), "yellow"),
-                Text(human_size(node.from_peers), "green"),
+                Text(in_bytes(node.from_upstream), "yellow"),
+                Text(in_bytes(node.from_peers), "green"),
                 f"{proved}/{wanted}",
                 style=style,
             )
         return table
 
     def _summary(self) -> list[Text]:
-        size, seconds = human_size(self.image.size), self.seconds
+        size, seconds = in_bytes(self.image.size), self.seconds
         lines = [
             Text.assemble(
-                f"The registry sent {human_size(sum(self.sent.values()))} of a {size} image: ",
+                f"The registry sent {in_bytes(sum(self.sent.values()))} of a {size} image: ",
                 (f"{self.copies:.2f} copies", "bold red" if self.copies > self.most_copies else "bold green"),
                 f" for {len(self.nodes)} nodes (at most {self.most_copies:.2f}; without p2pdist: {len(self.nodes)}).",
             )

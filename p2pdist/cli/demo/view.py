@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from p2pdist.cli.demo.rollout import NodeProgress
-from p2pdist.config import human_size
+from p2pdist.cli.units import in_bytes
 
 _LINE_SECONDS = 1.0
 
@@ -57,7 +57,7 @@ class LiveView:
     def show(self, nodes: Sequence[NodeProgress], elapsed: float) -> None:
         table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
         for node in nodes:
-            arrived = Text(human_size(min(node.arrived, self._size)), justify="right")
+            arrived = Text(in_bytes(min(node.arrived, self._size)), justify="right")
             table.add_row(node.name, node.host, self._bar(node), arrived, _state(node))
         legend = Text.assemble(("━━", "yellow"), " from the registry   ", ("━━", "green"), " from peers")
         self._live.update(Group(Text(f"pulling, {elapsed:.1f} s", "bold"), table, legend), refresh=True)
@@ -99,8 +99,8 @@ class LineView:
         upstream, peers = sum(node.from_upstream for node in nodes), sum(node.from_peers for node in nodes)
         done = sum(node.pull.seconds is not None for node in nodes)
         self._console.print(
-            f"{elapsed:5.1f} s  {human_size(upstream)} from the registry, {human_size(peers)} from peers,"
-            f" of {human_size(self._size * len(nodes))}; {done} of {len(nodes)} nodes done",
+            f"{elapsed:5.1f} s  {in_bytes(upstream)} from the registry, {in_bytes(peers)} from peers,"
+            f" of {in_bytes(self._size * len(nodes))}; {done} of {len(nodes)} nodes done",
             highlight=False,
         )
 
