@@ -296,14 +296,8 @@ class Rollout:
 
 def run(settings: Settings, base: Path | None = None) -> Result:
     """One rollout in a laboratory of its own, which is gone afterwards."""
-    with Lab(base) as lab:
-        try:
-            return Rollout(settings, lab).run()
-        finally:
-            if settings.keep_logs is not None:
-                settings.keep_logs.mkdir(parents=True, exist_ok=True)
-                for process in lab.processes:
-                    (settings.keep_logs / process.log.name).write_bytes(process.log.read_bytes())
+    with Lab(base, logs=settings.keep_logs) as lab:
+        return Rollout(settings, lab).run()
 
 
 def _ratios(nodes: Sequence[NodeResult]) -> Ratios:

@@ -195,14 +195,15 @@ class Skopeo:
         self._registry = registry
         self._directory = lab.path(host.name, "skopeo")
         (self._directory / "registries.conf").write_text(registries)
-        self._env = {"CONTAINERS_REGISTRIES_CONF": str(self._directory / "registries.conf")}
 
     def start(self, repository: str, tag: str) -> Process:
         target = self._target(repository, tag)
         shutil.rmtree(target, ignore_errors=True)
         source = f"docker://{self._registry}/{repository}:{tag}"
-        argv = ["skopeo", "--insecure-policy", "copy", "--all", "--src-tls-verify=false", source, f"dir:{target}"]
-        return self._lab.start(f"skopeo-{self._host.name}", argv, self._host, env=self._env)
+        # An option that its help doesn't list; the environment variable that podman knows is not read.
+        argv = ["skopeo", "--insecure-policy", "--registries-conf", str(self._directory / "registries.conf")]
+        argv += ["copy", "--all", "--src-tls-verify=false", source, f"dir:{target}"]
+        return self._lab.start(f"skopeo-{self._host.name}", argv, self._host)
 
     def holds(self, repository: str, tag: str) -> Mapping[str, object]:
         """File name -> sha256: blobs are named by their digests, manifests by what they are."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 import socket
 import subprocess
 import tempfile
@@ -26,10 +27,13 @@ def _environment() -> dict[str, str]:
 
 
 class Lab:
-    """Leaving the context takes everything away. `base`: where the run's directory is made (default: temp folder)."""
+    """Leaving the context takes everything away. `base`: where the run's directory is made (default: temp folder);
+    `logs`: a directory to which every program's log is copied at the end.
+    """
 
-    def __init__(self, base: Path | None = None) -> None:
+    def __init__(self, base: Path | None = None, *, logs: Path | None = None) -> None:
         need_root_and_iproute2()
+        self._keep = logs
         self.guard = Guard()
         prefix = f"lab{os.getpid():x}{secrets.token_hex(2)}"
         self.directory = Path(tempfile.mkdtemp(prefix=f"{prefix}-", dir=base))
@@ -100,6 +104,8 @@ class Lab:
                     process.stop(5.0)
                 process.kill()  # closes its pipes
             self.network.close()
+            if self._keep is not None:
+                shutil.copytree(self.path("logs"), self._keep, dirs_exist_ok=True)
         finally:
             self.guard.close()
 

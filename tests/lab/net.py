@@ -35,8 +35,12 @@ def need_root_and_iproute2() -> None:
             raise LabError(f"{tool} is missing: apt-get install iproute2")
 
 
-# /etc/netns/<name>/* over /etc/*, then the program itself
-_NAMES = 'for f in /etc/netns/"$0"/*; do [ ! -e "$f" ] || mount --bind "$f" "/etc/${f##*/}"; done; exec "$@"'
+# /etc/netns/<name>/* over /etc/*, an empty place for what podman and skopeo remember of blobs, then the program itself
+_PRIVATE = """
+for f in /etc/netns/"$0"/*; do [ ! -e "$f" ] || mount --bind "$f" "/etc/${f##*/}"; done
+[ ! -d /var/lib/containers ] || mount -t tmpfs lab /var/lib/containers
+exec "$@"
+"""
 
 
 class Host:
@@ -56,7 +60,7 @@ class Host:
         What `ip netns exec` does, except that it would mount another /sys, where dockerd misses the cgroups.
         """
         enter = ["nsenter", f"--net={NETNS / self.netns}", "unshare", "--mount", "--propagation", "slave"]
-        return [*enter, "sh", "-c", _NAMES, self.netns, *argv]
+        return [*enter, "sh", "-c", _PRIVATE, self.netns, *argv]
 
     def call(self, function: Callable[[], T]) -> T:
         """Runs `function` in a thread that has entered this host: sockets that it makes belong to the host."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from lab.cluster import Cluster
@@ -13,8 +14,8 @@ RATE = 60.0  # Mbit/s of every link: an image of 12 MiB takes long enough to be 
 
 
 @pytest.fixture(scope="session")
-def shared_cluster() -> Iterator[Cluster]:
-    with Lab() as lab:
+def shared_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with Lab(logs=tmp_path_factory.mktemp("cluster-logs")) as lab:
         yield Cluster(lab, NODES, rate=RATE)
 
 
@@ -26,7 +27,7 @@ def cluster(shared_cluster: Cluster) -> Cluster:
 
 
 @pytest.fixture
-def lab() -> Iterator[Lab]:
-    """A laboratory of the test's own, empty."""
-    with Lab() as own:
+def lab(tmp_path: Path) -> Iterator[Lab]:
+    """A laboratory of the test's own, empty; its logs are among pytest's temporary files."""
+    with Lab(logs=tmp_path / "logs") as own:
         yield own
