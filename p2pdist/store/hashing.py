@@ -14,8 +14,10 @@ from p2pdist.store.faults import storage_errors
 if TYPE_CHECKING:
     from hashlib import _Hash
 
-BUFFER = 1024 * 1024  # bytes read at a time; large, so that the interpreter's lock is asked for rarely
-_SPAN = 16 * BUFFER  # bytes between two looks at whether a frontier was rewound or stopped
+BUFFER = 256 * 1024  # bytes read at a time: the interpreter's lock is asked for rarely, and it stays in the cache
+WAKE = 4 * 1024 * 1024  # bytes that wait before a worker is woken; what `finish` has left to hash, in the best case
+SPAN = 16 * 1024 * 1024  # bytes between two looks at whether a frontier was rewound or stopped
+FLUSH = 32 * 1024 * 1024  # bytes hashed between two syncs
 
 
 def feed(hasher: _Hash, fd: int, start: int, end: int) -> int:
@@ -41,9 +43,12 @@ def hash_file(fd: int, digest: Digest) -> str:
 class Frontier:
     """Hashes the proved prefix of a growing file while it grows: the whole digest is ready soon after the last byte.
 
+    It also syncs what it hashed from time to time. The disk must take every byte before the blob is stored, and early
+    is better: the last sync is short, and writers are not stopped by the kernel for too many dirty pages.
+
     `extend` and `rewind` are called by whoever proves chunks and never block; the hashing is done by `run`, which is
-    given to `submit` whenever a buffer's worth of proved bytes waits. Exact: once `rewind` gave up a byte that was
-    hashed, or was being hashed at that moment, all of it is hashed again.
+    given to `submit` whenever enough proved bytes wait. Exact: once `rewind` gave up a byte that was hashed, or was
+    being hashed at that moment, all of it is hashed again.
     """
 
     def __init__(self, fd: int, digest: Digest, submit: Callable[[Callable[[], None]], object]) -> None:
@@ -58,6 +63,8 @@ class Frontier:
         self._scheduled = False
         self._stopped = False
         self._failure: OSError | None = None
+        self._unsynced = 0
+        self.sync_failure: OSError | None = None
         self._working = threading.Lock()  # held by the one thread that hashes
 
     @property
@@ -70,7 +77,7 @@ class Frontier:
         with self._state:
             self._end = end
             waiting = end - self.hashed
-            wake = waiting >= BUFFER and not self._scheduled and self._failure is None
+            wake = waiting >= WAKE and not self._scheduled and self._failure is None
             self._scheduled = self._scheduled or wake
         if wake:
             self._submit(self.run)
@@ -89,6 +96,7 @@ class Frontier:
                 while (span := self._next()) is not None:
                     if feed(self._hasher, self._fd, *span) < span[1] - span[0]:
                         raise OSError(f"{self._digest}: the partial file was cut short by somebody else")
+                    self._sync(span[1] - span[0])
             except OSError as failure:
                 with self._state:
                     self._failure = failure  # `finish` raises it: here is nobody to tell
@@ -115,6 +123,17 @@ class Frontier:
         with self._working:
             return
 
+    def _sync(self, hashed: int) -> None:
+        self._unsynced += hashed
+        if self._unsynced < FLUSH or self.sync_failure is not None:
+            return
+        try:
+            os.fdatasync(self._fd)
+        except OSError as failure:
+            # The kernel tells of an error once. Kept, for else the fsync of the commit would succeed without the bytes.
+            self.sync_failure = failure
+        self._unsynced = 0
+
     def _next(self) -> tuple[int, int] | None:
         with self._state:
             if self._stale:
@@ -123,5 +142,5 @@ class Frontier:
             if start >= self._end or self._stopped:
                 self._scheduled = False
                 return None
-            self._claimed = min(self._end, start + _SPAN)
+            self._claimed = min(self._end, start + SPAN)
             return start, self._claimed

@@ -12,6 +12,7 @@ Every name is made of a validated `Digest`, never of text from outside.
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,7 +63,7 @@ class Layout:
     def create(self) -> None:
         """Makes the directories that are missing, durably. StorageError if that can't be done."""
         with storage_errors(f"making the data directory {self.root}"):
-            self.root.mkdir(parents=True, exist_ok=True)
+            self.root.mkdir(mode=0o700, parents=True, exist_ok=True)  # private images are in it
             for directory in (self.staging, self.trash, *(self.blobs(name) for name in _ALGORITHMS)):
                 directory.mkdir(parents=True, exist_ok=True)
             for directory in (self.root / "blobs", self.root):
@@ -87,6 +88,14 @@ class Layout:
                 yield Digest(algorithm, hexadecimal)
             except InvalidDigest:
                 continue
+
+
+def delete(path: Path) -> None:
+    """Deletes whatever is there, also a directory that somebody made where a blob belongs."""
+    try:
+        path.unlink(missing_ok=True)
+    except IsADirectoryError:
+        shutil.rmtree(path)
 
 
 def sync_directory(path: Path) -> None:

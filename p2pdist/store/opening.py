@@ -16,7 +16,7 @@ from p2pdist.errors import StorageError
 from p2pdist.oci import Digest
 from p2pdist.store.faults import storage_errors
 from p2pdist.store.index import Entry, Index
-from p2pdist.store.layout import Layout
+from p2pdist.store.layout import Layout, delete
 from p2pdist.store.partial import Partial, delete_partial, idle_partial
 from p2pdist.store.verify import prove_file
 
@@ -39,8 +39,8 @@ class Opened:
 def open_directory(layout: Layout, clock: Callable[[], float]) -> Opened:
     """Takes the lock, deletes what a crash left behind, and makes index and files agree.
 
-    A blob file that the index doesn't vouch for (it was lost, or a crash came between rename and index) is hashed whole,
-    and deleted if its name was a lie.
+    A blob file that the index doesn't vouch for (it was lost, or a crash came between rename and index) is hashed
+    whole, and deleted if its name was a lie.
 
     Raises:
         StorageError: another process has the directory, or the disk fails.
@@ -91,11 +91,11 @@ def _lock(layout: Layout) -> int:
 
 def _sweep(layout: Layout) -> None:
     for path in (*layout.trash.iterdir(), *layout.staging.glob("*.tmp")):
-        path.unlink()
-    resumable = set(layout.journals())
+        delete(path)
+    resumable = {layout.part(digest) for digest in layout.journals()}
     for path in layout.staging.glob("*.part"):
-        if path.name not in {layout.part(digest).name for digest in resumable}:
-            path.unlink()
+        if path not in resumable:
+            delete(path)
 
 
 def _reconcile(layout: Layout, index: Index, clock: Callable[[], float]) -> None:
@@ -111,7 +111,7 @@ def _reconcile(layout: Layout, index: Index, clock: Callable[[], float]) -> None
         stamp = prove_file(layout.blob(digest), digest)
         if stamp is None:
             os.rename(layout.blob(digest), layout.trash / digest.hex)
-            (layout.trash / digest.hex).unlink()
+            delete(layout.trash / digest.hex)
         else:
             now = clock()
             index.add(Entry(digest, stamp, verified=now, used=min(now, stamp.mtime_ns / 1e9)))

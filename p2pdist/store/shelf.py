@@ -22,7 +22,7 @@ from p2pdist.store.blob import BlobFile, Stamp, StoredBlob
 from p2pdist.store.eviction import Candidate
 from p2pdist.store.faults import storage_errors
 from p2pdist.store.index import Entry, Index
-from p2pdist.store.layout import Layout, sync_directory
+from p2pdist.store.layout import Layout, delete, sync_directory
 from p2pdist.store.verify import OPEN_BLOB, prove_file
 
 _log = structlog.get_logger(__name__)
@@ -157,7 +157,7 @@ class Shelf:
         """Deletes files for good. StorageError."""
         with storage_errors("emptying the trash"):
             for path in paths:
-                path.unlink(missing_ok=True)
+                delete(path)
 
     def _move_away(self, digest: Digest) -> list[Path]:
         """With the lock on names held. The file first: an entry without a file is dropped at the next start."""

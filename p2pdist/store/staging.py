@@ -238,6 +238,8 @@ class Staging:
             raise DigestMismatch(str(self.digest), f"{self.digest.algorithm}:{got}", self.size)
         with storage_errors(f"making {self.digest} durable"):
             try:
+                if self._frontier.sync_failure is not None:
+                    raise self._frontier.sync_failure
                 os.fsync(self.fd)
             except OSError:
                 # The kernel may have dropped the pages it couldn't write: what is read now needn't be on the disk.

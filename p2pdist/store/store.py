@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,13 +17,13 @@ import structlog
 from p2pdist.errors import DiskFull, InputError, StorageError
 from p2pdist.oci import Digest
 from p2pdist.protocol.chunks import valid_chunk_size
+from p2pdist.store.arrivals import Arrivals
 from p2pdist.store.blob import BlobFile, StoredBlob
-from p2pdist.store.eviction import Candidate, choose
+from p2pdist.store.eviction import choose
 from p2pdist.store.faults import storage_errors
 from p2pdist.store.journal import Heading
 from p2pdist.store.layout import Layout
 from p2pdist.store.opening import Opened, open_directory
-from p2pdist.store.partial import OpenPartial, Partial, delete_partial, idle_partial, open_partial
 from p2pdist.store.shelf import Shelf
 from p2pdist.store.staging import Staging
 
@@ -43,22 +42,6 @@ class Usage:
     partials: int
     staging: int
     max_bytes: int | None
-
-
-@dataclass(slots=True)
-class _Active:
-    """A partial blob that is open, or being opened. `there`: bytes of it that were on disk at the start."""
-
-    size: int
-    there: int
-    staging: Staging | None = None
-
-    def outstanding(self) -> int:
-        """Bytes of it that the disk has still to take."""
-        there = self.there
-        if self.staging is not None and self.staging.fd >= 0:
-            there = os.fstat(self.staging.fd).st_blocks * 512
-        return max(0, self.size - there)
 
 
 class Store:
@@ -82,13 +65,11 @@ class Store:
         self._opened = opened
         self._index = opened.index
         self._shelf = Shelf(layout, opened.index, clock)
+        self._arrivals = Arrivals(layout, self._shelf, pool, opened.partials)
         self._pool = pool
         self._max_bytes = max_bytes
         self._reverify_after = reverify_after
         self._clock = clock
-        self._books = threading.Lock()  # guards the three below
-        self._active: dict[Digest, _Active] = {}
-        self._idle: dict[Digest, Partial] = dict(opened.partials)
         self._verifying: dict[Digest, Future[None]] = {}
         self._closed = False
 
@@ -128,11 +109,11 @@ class Store:
         if self._closed:
             return
         self._closed = True
-        with self._books:
-            stagings = [active.staging for active in self._active.values() if active.staging is not None]
-        for staging in stagings:
-            await staging.close()
-        await asyncio.to_thread(self._shut)
+        try:
+            for staging in self._arrivals.stagings():
+                await staging.close()
+        finally:
+            await asyncio.to_thread(self._shut)
 
     def _shut(self) -> None:
         self._pool.shutdown()
@@ -217,31 +198,18 @@ class Store:
             raise InputError(f"{digest}: {size} bytes in chunks of {chunk_size}")
         self._must_be_open()
         heading = Heading(digest, size, chunk_size)
-        with self._books:
-            if digest in self._active:
-                raise StorageError(f"{digest} is being staged already")
-            idle = self._idle.pop(digest, None)
-            there = idle.allocated if idle is not None and idle.heading == heading else 0
-            active = self._active[digest] = _Active(size, there)
+        self._arrivals.expect(heading)
         try:
             await self._make_room(0, str(digest))
-            opening = self.submit(partial(open_partial, self._layout, heading))
+            self._must_be_open()
         except BaseException:
-            self._settle(digest)
+            self._arrivals.settle(digest)
             raise
-        try:
-            opened = await asyncio.shield(asyncio.wrap_future(opening))
-        except BaseException:
-            opening.add_done_callback(partial(self._close_unwanted, digest))
-            raise
-        active.staging = Staging(opened, self)
-        return active.staging
+        return await self._arrivals.open(heading)
 
     def partials(self) -> list[tuple[Digest, int, int]]:
         """Digest, size and chunk size of every partial blob that nobody has open."""
-        with self._books:
-            headings = [idle.heading for idle in self._idle.values()]
-        return [(heading.digest, heading.size, heading.chunk_size) for heading in headings]
+        return [(heading.digest, heading.size, heading.chunk_size) for heading in self._arrivals.idle()]
 
     # --- what is known of blobs
 
@@ -275,35 +243,8 @@ class Store:
 
     def usage(self) -> Usage:
         """How full it is."""
-        with self._books:
-            partials = len(self._idle) + len(self._active)
-            staging = sum(idle.allocated for idle in self._idle.values())
-            staging += sum(active.size for active in self._active.values())
-        return Usage(len(self._index.entries()), self._index.bytes, partials, staging, self._max_bytes)
-
-    # --- what stagings ask of their home
-
-    def submit(self, work: Callable[[], T]) -> Future[T]:
-        """Runs `work` in a worker thread."""
-        return self._pool.submit(work)
-
-    def adopt(self, opened: OpenPartial) -> StoredBlob:
-        """Stores the file of a partial blob whose digest is proved and that is synced. For a worker thread."""
-        digest = opened.heading.digest
-        stored = self._shelf.adopt(self._layout.part(digest), opened.fd, digest)
-        with storage_errors(f"storing {digest}"):
-            self._layout.journal(digest).unlink(missing_ok=True)
-        return stored
-
-    def release(self, opened: OpenPartial, keep: bool) -> None:
-        """A staging was closed. For a worker thread."""
-        digest = opened.heading.digest
-        try:
-            if not keep:
-                with storage_errors(f"deleting the partial {digest}"):
-                    delete_partial(self._layout, digest)
-        finally:
-            self._settle(digest)
+        partials = len(self._arrivals.idle()) + len(self._arrivals.active())
+        return Usage(len(self._index.entries()), self._index.bytes, partials, self._arrivals.held(), self._max_bytes)
 
     # --- inside
 
@@ -313,36 +254,28 @@ class Store:
 
     async def _reverify(self, digest: Digest) -> None:
         """Hashes a blob, once for all who wait for that."""
-        with self._books:
-            future = self._verifying.get(digest)
-            if future is None:
-                future = self._verifying[digest] = self.submit(partial(self._reverify_now, digest))
-        await asyncio.shield(asyncio.wrap_future(future))
-
-    def _reverify_now(self, digest: Digest) -> None:
+        hashing = self._verifying.get(digest)
+        if hashing is None or hashing.done():
+            hashing = self._verifying[digest] = self._pool.submit(partial(self._shelf.reverify, digest))
         try:
-            self._shelf.reverify(digest)
+            await asyncio.shield(asyncio.wrap_future(hashing))
         finally:
-            with self._books:
+            if hashing.done() and self._verifying.get(digest) is hashing:
                 del self._verifying[digest]
 
     async def _make_room(self, extra: int, what: str) -> None:
-        """Evicts until all open stagings and `extra` bytes fit. What goes is decided, and gone, in one step."""
-        with self._books:
-            active = list(self._active.values())
-            idle = dict(self._idle)
-            held = sum(one.size for one in active) + sum(one.allocated for one in idle.values())
-            staged = set(self._active)
-        needed = 0 if self._max_bytes is None else self._index.bytes + held + extra - self._max_bytes
+        """Evicts until all that is staged and `extra` bytes fit. What has to go is decided, and gone, in one step."""
+        taken = self._index.bytes + self._arrivals.held()
+        needed = 0 if self._max_bytes is None else taken + extra - self._max_bytes
         with storage_errors("looking at the free space"):
             disk = os.statvfs(self._layout.root)
             if disk.f_blocks:  # some file systems don't say
-                outstanding = sum(one.outstanding() for one in active)
-                needed = max(needed, outstanding + extra - disk.f_bavail * disk.f_frsize)
+                needed = max(needed, self._arrivals.outstanding() + extra - disk.f_bavail * disk.f_frsize)
         if needed <= 0:
             return
+        staged = self._arrivals.active()
         candidates = [one for one in self._shelf.candidates() if one.digest not in staged]
-        candidates += [Candidate(True, one.changed, digest, one.allocated) for digest, one in idle.items()]
+        candidates += self._arrivals.candidates()
         victims = choose(candidates, needed)
         if victims is None:
             raise DiskFull(
@@ -352,32 +285,8 @@ class Store:
         left: list[Path] = []
         for victim in victims:
             _log.info("evicted", digest=str(victim.digest), size=victim.size, partial=victim.partial)
-            if victim.partial:
-                with self._books:
-                    del self._idle[victim.digest]
-                left += self._shelf.put_away(self._layout.journal(victim.digest))
-                left += self._shelf.put_away(self._layout.part(victim.digest))
-            else:
-                left += self._shelf.take_away(victim.digest)
+            left += (self._arrivals if victim.partial else self._shelf).take_away(victim.digest)
         await self._run(partial(self._shelf.delete, left))
-
-    def _settle(self, digest: Digest) -> None:
-        """Nobody has the partial blob open any longer; what is on disk may be resumed."""
-        idle = None
-        try:
-            with storage_errors(f"closing the partial {digest}"):
-                idle = idle_partial(self._layout, digest)
-        finally:
-            with self._books:
-                self._active.pop(digest, None)
-                if idle is not None:
-                    self._idle[digest] = idle
-
-    def _close_unwanted(self, digest: Digest, opening: Future[OpenPartial]) -> None:
-        """Whoever wanted to stage it was cancelled, or it failed."""
-        if not opening.cancelled() and opening.exception() is None:
-            opening.result().close()
-        self._settle(digest)
 
     def _must_be_open(self) -> None:
         if self._closed:
