@@ -9,14 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from p2pdist.cli.demo.cluster import free_port, node_address, toml
+from p2pdist.cli.demo.cluster import free_port, own_network, toml
 
 
-def test_every_node_has_an_address_of_its_own_that_is_not_the_registrys():
-    addresses = {node_address(index) for index in range(300)}
-    assert len(addresses) == 300
-    assert all(address.startswith("127.0.") for address in addresses)
-    assert "127.0.0.1" not in addresses and "127.0.0.0" not in addresses
+def test_two_demos_at_once_have_nothing_in_common_and_a_network_is_free_again_afterwards():
+    with own_network() as one:
+        with own_network() as two:
+            assert one != two
+            assert one.startswith("127.0.") and two.startswith("127.0.")
+        with own_network() as three:
+            assert three == two
 
 
 def test_a_port_that_is_taken_is_not_given_out():

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -86,6 +86,7 @@ async def started_cluster(directory: Path, image: DemoImage, count: int) -> Asyn
             return child
 
         children: list[Child] = []
+        network = stack.enter_context(own_network())
         http = await stack.enter_async_context(aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5.0)))
         (image.directory / MANIFEST_FILE).write_bytes(image.manifest)
         registry = await start("registry", "-m", "p2pdist.cli.demo.registry", str(image.directory), read_stdout=True)
@@ -106,7 +107,7 @@ async def started_cluster(directory: Path, image: DemoImage, count: int) -> Asyn
         await _until(tracker_answers, tracker)
         nodes = []
         for index in range(count):
-            name, host = f"node-{index + 1}", node_address(index)
+            name, host = f"node-{index + 1}", f"{network}.{index + 2}"
             mirror_port = free_port(host, _MIRROR_PORT)
             config = directory / f"{name}.toml"
             admin = directory / f"{name}.sock"
@@ -140,15 +141,31 @@ async def transfer_of(node: Node) -> dict[str, int]:
         raise OperationError(f"{node.name}: its status has no {error}") from error
 
 
-def node_address(index: int) -> str:
-    """127.0.0.2 and up: Linux answers on the whole of 127.0.0.0/8 without any set-up."""
-    return f"127.0.{(index + 2) // 250}.{(index + 2) % 250}"
+@contextmanager
+def own_network() -> Iterator[str]:
+    """`127.0.0` for the first demo on this machine, `127.0.1` for another one at the same time, and so on.
+
+    Linux answers on the whole of 127.0.0.0/8 without any set-up. A name in the abstract socket namespace, which goes
+    with its process, says that a network is taken.
+    """
+    for number in range(255):
+        with socket.socket(socket.AF_UNIX) as claim:
+            try:
+                claim.bind(f"\0p2pdist-demo-{number}")
+            except OSError:
+                continue
+            yield f"127.0.{number}"
+            return
+    raise OperationError("255 demos are running on this machine; wait for one to end")
 
 
 def free_port(host: str, preferred: int) -> int:
-    """`preferred` if nobody has it on `host`, else any free one."""
+    """`preferred` if nobody listens on it at `host`, else any free one."""
     for port in (preferred, 0):
         with socket.socket() as probe:
+            probe.setsockopt(
+                socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
+            )  # what is left of an earlier demo is no obstacle
             try:
                 probe.bind((host, port))
             except OSError:

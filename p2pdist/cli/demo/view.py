@@ -90,7 +90,7 @@ class LineView:
         pass
 
     def step(self, text: str) -> None:
-        self._console.print(f"{text} ...", highlight=False)
+        self._console.print(f"{text} ...", highlight=False, soft_wrap=True)
 
     def show(self, nodes: Sequence[NodeProgress], elapsed: float) -> None:
         if elapsed < self._next:
@@ -102,6 +102,7 @@ class LineView:
             f"{elapsed:5.1f} s  {in_bytes(upstream)} from the registry, {in_bytes(peers)} from peers,"
             f" of {in_bytes(self._size * len(nodes))}; {done} of {len(nodes)} nodes done",
             highlight=False,
+            soft_wrap=True,
         )
 
 
