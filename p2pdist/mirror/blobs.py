@@ -8,25 +8,23 @@ the blob answered 404 for a while, so that the client goes on at the upstream (d
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from typing import TYPE_CHECKING
 
 import structlog
 from aiohttp import web
 
-from p2pdist.errors import P2pdistError, UpstreamInvalid, UpstreamUnreachable
+from p2pdist.errors import P2pdistError, StorageError, UpstreamInvalid, UpstreamUnreachable
 from p2pdist.mirror.answers import content_headers, etag
 from p2pdist.mirror.cut import CutBlobs
 from p2pdist.mirror.deadlines import Deadlines, now
 from p2pdist.mirror.door import BlobAsked
 from p2pdist.mirror.ranges import Part, Unsatisfiable, parse_range
-from p2pdist.mirror.sending import PIECE, Body, Exchange, read_piece
+from p2pdist.mirror.sending import PIECE, Body, ClientGone, Exchange, read_piece
 from p2pdist.mirror.settings import MirrorSettings
 from p2pdist.mirror.source import BlobHandle, Source
 from p2pdist.oci import Digest
-
-if TYPE_CHECKING:
-    from p2pdist.store import BlobFile
+from p2pdist.store import BlobFile
 
 BLOB_TYPE = "application/octet-stream"
 
@@ -61,13 +59,13 @@ class Blobs:
         async with self._deadlines.by(began + self._settings.decide_deadline):
             handle = await self._source.blob(asked.repository, asked.digest, authorization=authorization)
         try:
-            proved = await self._proved(handle, began)
-            if proved is None:
-                return await self._follow(exchange, asked.digest, handle, began)
-            try:
-                return await self._send_file(exchange, asked.digest, proved)
-            finally:
-                proved.close()
+            return await self._send(exchange, asked.digest, handle, began)
+        except ClientGone:
+            raise
+        except Exception as error:  # whatever it is: once the headers are out, the body has to be cut
+            if exchange.response is None:
+                raise
+            return self._cut_short(exchange, exchange.response, asked.digest, error)
         finally:
             handle.release()
 
@@ -99,71 +97,74 @@ class Blobs:
                 raise
             return None
 
-    async def _send_file(self, exchange: Exchange, digest: Digest, file: BlobFile) -> web.StreamResponse:
-        response, start, end = _response(exchange.request, digest, file.size)
-        body = Body(exchange, response, self._settings.client_stall)
-        await body.begin()
-        while start < end:
-            try:
+    async def _send(self, exchange: Exchange, digest: Digest, handle: BlobHandle, began: float) -> web.StreamResponse:
+        file = await self._proved(handle, began)
+        if file is None:
+            return await self._follow(exchange, digest, handle, began)
+        with file:
+            response, start, end = _response(exchange.request, digest, file.size)
+            body = Body(exchange, response, self._settings.client_stall)
+            await body.begin()
+            while start < end:
                 piece = await read_piece(file.fd, start, min(PIECE, end - start))
-            except OSError as error:
-                return self._cut_short(exchange, response, digest, f"the stored file can't be read: {error}")
-            if not piece:
-                return self._cut_short(exchange, response, digest, f"the stored file ends at {start}")
-            await body.write(piece)
-            start += len(piece)
-        await body.end()
-        return response
+                if not piece:
+                    raise StorageError(f"the file of {digest} ends at byte {start}")
+                await body.write(piece)
+                start += len(piece)
+            await body.end()
+            return response
 
     async def _follow(self, exchange: Exchange, digest: Digest, handle: BlobHandle, began: float) -> web.StreamResponse:
         """Send proved chunks while the rest of the blob still arrives."""
         response, start, end = _response(exchange.request, digest, handle.size or 0)
         body = Body(exchange, response, self._settings.client_stall)
         pieces = handle.stream(start, end)
+        piece: bytes | memoryview = b""
         try:
-            piece = None
             if 0 < start < end:
                 # It may be far from what arrives now. A 404 sends this one request to the upstream; a body without
-                # bytes would be a hang, and containerd gives up on a third one.
+                # bytes would be a hang, and containerd gives up on the fourth.
                 async with self._deadlines.by(began + self._settings.range_deadline):
-                    piece = await anext(pieces, None)
-                if piece is None:
-                    raise UpstreamInvalid(f"{digest} has nothing at {start}")
+                    while not piece:
+                        piece = await _next(pieces, end - start)
             await body.begin()
             while start < end:
-                if piece is None:
-                    piece = await self._next_piece(pieces, digest)
-                if not piece or len(piece) > end - start:
-                    return self._cut_short(exchange, response, digest, f"its chunks went wrong at {start}")
+                if not piece:
+                    async with asyncio.timeout(self._settings.stall):
+                        piece = await _next(pieces, end - start)
                 await body.write(piece)
                 start += len(piece)
-                piece = None
+                piece = b""
             await body.end()
             return response
         finally:
             if isinstance(pieces, AsyncGenerator):
                 await pieces.aclose()
 
-    async def _next_piece(self, pieces: AsyncIterator[bytes | memoryview], digest: Digest) -> bytes | memoryview | None:
-        """None: there will be none."""
-        try:
-            async with asyncio.timeout(self._settings.stall):
-                return await anext(pieces, None)
-        except TimeoutError:
-            self._log.warning("nothing of a blob arrived while it was being served", digest=str(digest))
-        except P2pdistError as error:
-            self._log.warning("a blob failed while it was being served", digest=str(digest), error=str(error))
-        except Exception:  # noqa: BLE001 - the headers are out: whatever it is, the body has to be cut
-            self._log.exception("unexpected error while a blob was being served", digest=str(digest))
-        return None
-
     def _cut_short(
-        self, exchange: Exchange, response: web.StreamResponse, digest: Digest, why: str
+        self, exchange: Exchange, response: web.StreamResponse, digest: Digest, error: Exception
     ) -> web.StreamResponse:
-        self._log.warning("body cut", digest=str(digest), sent=exchange.sent, why=why)
         self._cut.add(digest)
         exchange.cut()
+        expected = isinstance(error, P2pdistError | OSError | TimeoutError)
+        self._log.log(
+            logging.WARNING if expected else logging.ERROR,
+            "body cut short",
+            digest=str(digest),
+            sent=exchange.sent,
+            why=str(error) or type(error).__name__,
+            exc_info=None if expected else error,
+        )
         return response
+
+
+async def _next(pieces: AsyncIterator[bytes | memoryview], left: int) -> bytes | memoryview:
+    piece = await anext(pieces, None)
+    if piece is None:
+        raise UpstreamInvalid(f"the chunks ended {left} bytes too early")
+    if len(piece) > left:
+        raise UpstreamInvalid(f"the chunks have {len(piece) - left} bytes too many")
+    return piece
 
 
 def _response(request: web.Request, digest: Digest, size: int) -> tuple[web.StreamResponse, int, int]:

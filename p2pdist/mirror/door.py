@@ -157,6 +157,9 @@ def _fields(query: str) -> dict[str, str]:
 
 def _decoded(component: str) -> str:
     try:
-        return unquote_to_bytes(component).decode("ascii")
+        decoded = unquote_to_bytes(component).decode("ascii")
     except UnicodeError as error:
         raise InvalidReference("a path component is not ASCII") from error
+    if "/" in decoded:
+        raise InvalidReference("a path component has an encoded slash")
+    return decoded

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from p2pdist.oci import Digest, Repository
-
-if TYPE_CHECKING:
-    from p2pdist.store import BlobFile
+from p2pdist.store import BlobFile
 
 
 class ServedManifest(Protocol):
@@ -62,7 +60,8 @@ class BlobHandle(Protocol):
         """The bytes from `start` to before `end`, in order, each proved by an attestation before it is yielded.
 
         The blob's last chunk is withheld until the whole digest is proved. Pieces should be small (256 KiB): a
-        client that stops reading holds one. A piece may not change after it was yielded.
+        client that stops reading holds one. A piece may not change after it was yielded. An empty one says that the
+        flight is alive although the next chunk is not here yet.
 
         Raises:
             OperationError: the flight failed, or the whole digest is another one.

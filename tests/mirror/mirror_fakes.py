@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import socket
+import struct
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from p2pdist.errors import UpstreamNotFound
 from p2pdist.oci import OCI_MANIFEST, Digest, Repository
+from p2pdist.store.blob import BlobFile
 
 
 @dataclass
@@ -28,21 +31,6 @@ class FakeRaw:
     headers: dict[str, str] = field(default_factory=dict)
 
 
-class FakeFile:
-    """As the store's BlobFile: an open, proved file."""
-
-    def __init__(self, path: Path, digest: Digest, flight: Flight) -> None:
-        self.fd = os.open(path, os.O_RDONLY)
-        self.size = os.fstat(self.fd).st_size
-        self.digest = digest
-        self._flight = flight
-        flight.open_files += 1
-
-    def close(self) -> None:
-        os.close(self.fd)
-        self._flight.open_files -= 1
-
-
 class Flight:
     """One blob on its way. The test proves it, fails it, or lets chunks of it arrive."""
 
@@ -54,7 +42,6 @@ class Flight:
         self.delivering = False
         self.handles = 0
         self.released = 0
-        self.cancelled_waits = 0
         self.open_files = 0
         self.streams: list[tuple[int, int]] = []
         self.closed_streams = 0
@@ -64,6 +51,7 @@ class Flight:
         self._arrived = 0
         self._news = asyncio.Event()
         self._broken: Exception | None = None
+        self._pulse = False
 
     def prove(self) -> Flight:
         self.path.write_bytes(self.data)
@@ -78,6 +66,12 @@ class Flight:
         self._news.set()
         self._news = asyncio.Event()
 
+    def pulse(self) -> None:
+        """The flight says that it is alive, without a byte."""
+        self._pulse = True
+        self._news.set()
+        self._news = asyncio.Event()
+
     def break_(self, error: Exception) -> None:
         self._broken = error
         if not self._proved.done():
@@ -85,6 +79,13 @@ class Flight:
             self._proved.exception()  # nobody may be waiting
         self._news.set()
         self._news = asyncio.Event()
+
+    def open(self) -> BlobFile:
+        self.open_files += 1
+        return BlobFile(self.digest, len(self.data), os.open(self.path, os.O_RDONLY), self._closed)
+
+    def _closed(self) -> None:
+        self.open_files -= 1
 
     def handle(self) -> FakeHandle:
         self.handles += 1
@@ -104,13 +105,9 @@ class FakeHandle:
     def delivering(self) -> bool:
         return self._flight.delivering
 
-    async def proved(self) -> FakeFile:
-        try:
-            await asyncio.shield(self._flight._proved)
-        except asyncio.CancelledError:
-            self._flight.cancelled_waits += 1
-            raise
-        return FakeFile(self._flight.path, self._flight.digest, self._flight)
+    async def proved(self) -> BlobFile:
+        await asyncio.shield(self._flight._proved)
+        return self._flight.open()
 
     async def stream(self, start: int, end: int) -> AsyncIterator[bytes]:
         flight = self._flight
@@ -125,6 +122,9 @@ class FakeHandle:
                     piece = flight.data[start : min(until, start + 64 * 1024)]
                     start += len(piece)
                     yield piece
+                elif flight._pulse:
+                    flight._pulse = False
+                    yield b""
                 else:
                     await flight._news.wait()
         finally:
@@ -198,16 +198,28 @@ class RawAnswer:
     complete: bool  # as many bytes as Content-Length said
 
 
-async def raw_request(port: int, data: bytes) -> RawAnswer:
-    """Send bytes, read one answer until its length is reached or the connection ends."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+@contextlib.asynccontextmanager
+async def connected(port: int) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """A connection to the mirror, closed at the end."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=4 << 20)
     try:
-        writer.write(data)
-        return await read_answer(reader, head=data.startswith(b"HEAD "))
+        yield reader, writer
     finally:
         writer.close()
         with contextlib.suppress(ConnectionError):
             await writer.wait_closed()
+
+
+async def raw_request(port: int, data: bytes) -> RawAnswer:
+    """Send bytes, read one answer until its length is reached or the connection ends."""
+    async with connected(port) as (reader, writer):
+        writer.write(data)
+        return await read_answer(reader, head=data.startswith(b"HEAD "))
+
+
+def reset_on_close(writer: asyncio.StreamWriter) -> None:
+    """Closing this connection sends a reset, as a client does that wants no more of an open-ended range."""
+    writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
 async def read_answer(reader: asyncio.StreamReader, *, head: bool = False) -> RawAnswer:
@@ -225,10 +237,3 @@ async def read_answer(reader: asyncio.StreamReader, *, head: bool = False) -> Ra
             break
         body += piece
     return RawAnswer(int(first.split(" ")[1]), headers, body, len(body) == length)
-
-
-async def until(condition, seconds: float = 5.0) -> None:
-    """Let the loop run until `condition()`; fails after `seconds`."""
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.002)
