@@ -7,6 +7,7 @@ the agent says everything again when it hears that it is connected.
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -24,6 +25,7 @@ log = structlog.get_logger()
 CONNECT_TIMEOUT = 2.0  # seconds for TCP and the WebSocket handshake, and for each step of the greeting
 FIRST_DELAY = 0.2  # seconds before the first new attempt; doubles
 LONGEST_DELAY = 5.0
+LASTING = 5.0  # seconds after which a session that ends is taken up again at once, with the same tracker
 CLOSE_TIMEOUT = 1.0  # seconds to say goodbye
 
 
@@ -102,16 +104,17 @@ class TrackerClient:
             while True:
                 url = self._urls[attempt % len(self._urls)]
                 attempt += 1
-                if await self._attempt(client, url):
+                if await self._attempt(client, url) >= LASTING:
                     delay, attempt = FIRST_DELAY, attempt - 1  # the same one first
                     await asyncio.sleep(self._rng.uniform(0, delay))
                 elif attempt % len(self._urls) == 0:  # all were tried
                     await asyncio.sleep(self._rng.uniform(delay / 2, delay))
                     delay = min(LONGEST_DELAY, 2 * delay)
 
-    async def _attempt(self, client: aiohttp.ClientSession, url: str) -> bool:
-        """One session; True if there was one."""
-        greeted = False
+    async def _attempt(self, client: aiohttp.ClientSession, url: str) -> float:
+        """One session; how many seconds it lasted, 0 if there was none."""
+        loop = asyncio.get_running_loop()
+        begun = math.inf
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT):
                 socket = await client.ws_connect(
@@ -122,7 +125,7 @@ class TrackerClient:
                 )
             async with socket:
                 welcome, rest = await self._greet(socket)
-                greeted = True
+                begun = loop.time()
                 await self._converse(socket, welcome, rest)
             log.info("tracker session ended", url=url)
         except ProtocolError as error:
@@ -131,7 +134,7 @@ class TrackerClient:
             log.warning("tracker refuses", url=url, error=str(error))
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             log.info("no tracker session", url=url, error=str(error) or type(error).__name__)
-        return greeted
+        return max(0.0, loop.time() - begun)
 
     async def _greet(self, socket: ClientWebSocketResponse) -> tuple[Welcome, list[FromTracker]]:
         """Prove who we are; the Welcome, and what came behind it in the same frame."""
@@ -164,8 +167,8 @@ class TrackerClient:
 
     async def _converse(self, socket: ClientWebSocketResponse, welcome: Welcome, rest: list[FromTracker]) -> None:
         """Hand over what comes and send what is said, until the session is lost."""
-        self.connected = True
         self._wake.clear()
+        self.connected = True
         try:
             self._deliver(welcome)
             self._on_state(True)

@@ -17,6 +17,7 @@ from tracker.model import Lease, Node, Registry, Rollout, Seat, State, Swarm
 from tracker.timers import Outbox
 
 PACE_WEIGHT = 0.1  # of the newest measurement in the average
+LONGEST_BACK_OFF = 8.0  # seconds
 
 
 class Leases:
@@ -57,6 +58,8 @@ class Leases:
                 registry.queue[rollout] = None
 
     def _grant(self, now: float, rollout: Rollout, out: Outbox) -> bool:
+        if now < rollout.hold_until:
+            return False
         swarms = rollout.swarms
         while rollout.cursor < len(swarms) and not swarms[rollout.cursor].missing:
             rollout.cursor += 1
@@ -94,7 +97,7 @@ class Leases:
             else:
                 ring.append(seat)
                 # at most one seat avoids all that is missing: a chunk is avoided by one seat
-                if len(swarm.members) == 1 or swarm.missing & ~seat.avoided:
+                if swarm.missing & ~seat.avoided or len(swarm.members) <= 1 + len(swarm.denied):
                     return seat
         return None
 
@@ -131,15 +134,18 @@ class Leases:
 
     def progress(self, now: float, lease: Lease, halves: int, out: Outbox) -> None:
         """`halves` half chunks of the lease have arrived."""
-        registry = lease.seat.swarm.rollout.registry
+        rollout = lease.seat.swarm.rollout
+        registry = rollout.registry
+        rollout.failures = lease.seat.node.strikes = 0
         lease.progress = max(lease.progress, halves)
         lease.touched = now
-        lease.deadline = now + self._timeout(registry)
+        lease.deadline = max(lease.deadline, now + self._timeout(registry))  # its timer is set for the earlier one
         if lease.credit and lease.progress >= lease.count:
             took = now - lease.granted
             registry.pace += (took - registry.pace) * (PACE_WEIGHT if registry.pace else 1.0)
+            rollout.window = min(self._rules.credits, rollout.window + 1)
             self._credit(lease)
-            self.want(now, lease.seat.swarm.rollout, out)
+            self.want(now, rollout, out)
 
     def _credit(self, lease: Lease) -> None:
         if not lease.credit:
@@ -148,7 +154,6 @@ class Leases:
         rollout = lease.seat.swarm.rollout
         rollout.credits_out -= 1
         rollout.registry.credits_out -= 1
-        rollout.window = min(self._rules.credits, rollout.window + 1)
 
     def arrived(self, now: float, lease: Lease, index: int, out: Outbox) -> None:
         """Chunk `index` of the lease is there."""
@@ -220,13 +225,15 @@ class Leases:
 
     def overdue(self, now: float, lease: Lease, out: Outbox) -> None:
         """The holder shows no progress: another node takes over, and the holder gets no lease for a while."""
-        node = lease.seat.node
-        node.benched_until = now + self._rules.bench_time
-        self._state.timers.at(node.benched_until, partial(self._unbench, node))
+        self._bench(now, lease.seat.node, self._rules.bench_time)
         self.take_back(now, lease, out, avoid=True)
 
+    def _bench(self, now: float, node: Node, seconds: float) -> None:
+        node.benched_until = max(node.benched_until, now + seconds)
+        self._state.timers.at(node.benched_until, partial(self._unbench, node))
+
     def _unbench(self, node: Node, now: float, out: Outbox) -> None:
-        if now >= node.benched_until:
+        if node.benched_until and now >= node.benched_until:
             self.unbench(now, node, out)
 
     def unbench(self, now: float, node: Node, out: Outbox) -> None:
@@ -238,10 +245,30 @@ class Leases:
                 self.enlist(seat)
                 self.want(now, seat.swarm.rollout, out)
 
-    def failure_delay(self, swarm: Swarm, index: int) -> float:
-        """Seconds until the chunk is leased again after one more failure; capped doubling."""
-        failures = swarm.failures[index] = swarm.failures.get(index, 0) + 1
-        return min(8.0, self._rules.retry_after_failure * 2.0 ** min(failures - 1, 10))
+    def failed(self, now: float, seat: Seat, index: int, out: Outbox) -> float:
+        """A read failed. Whoever fails again and again waits longer and longer: the chunk, the node, the rollout.
+
+        Returns the seconds until the chunk is leased again.
+        """
+        swarm, node = seat.swarm, seat.node
+        rollout = swarm.rollout
+        swarm.failures[index] = swarm.failures.get(index, 0) + 1
+        node.strikes += 1
+        if node.strikes > 1:
+            self._bench(now, node, min(self._rules.bench_time, self._back_off(node.strikes)))
+        rollout.failures += 1
+        if rollout.failures > 1:  # after the first one another node tries at once
+            rollout.window = self._rules.first_credits
+            rollout.hold_until = now + self._back_off(rollout.failures - 1)
+            self._state.timers.at(rollout.hold_until, partial(self._held, rollout))
+        return self._back_off(swarm.failures[index])
+
+    def _back_off(self, failures: int) -> float:
+        return min(LONGEST_BACK_OFF, self._rules.retry_after_failure * 2.0 ** min(failures - 1, 10))
+
+    def _held(self, rollout: Rollout, now: float, out: Outbox) -> None:
+        if rollout.swarms:
+            self.want(now, rollout, out)
 
     # --- the upstream asks for a pause ---
 

@@ -22,7 +22,7 @@ class Node:
 
     __slots__ = (
         "address", "alone", "benched", "benched_until", "holds", "id", "live", "lone", "lone_due", "peer", "seats",
-        "votes",
+        "strikes", "votes",
     )  # fmt: skip
 
     def __init__(self, peer: PeerInfo, address: str) -> None:
@@ -33,9 +33,10 @@ class Node:
         self.seats: dict[str, Seat] = {}  # by digest: the blobs it waits for
         self.holds: set[str] = set()
         self.votes: dict[Node, float] = {}  # who called it dead, and when
+        self.strikes = 0  # reads that failed since one made progress
         self.benched_until = 0.0
         self.benched: list[Seat] = []
-        self.lone: list[tuple[int, int, Swarm]] = []  # heap by rollout and order: swarms it may read as a stream
+        self.lone: list[tuple[int, int, int, Swarm]] = []  # heap by rollout and order: swarms it may read as a stream
         self.lone_due = 0.0  # when they are looked at next
         self.alone: set[Swarm] = set()  # swarms it reads as a stream
 
@@ -93,7 +94,7 @@ class Swarm:
     __slots__ = (
         "alone", "avoid", "born", "chunk_size", "closing", "count", "denied", "digest", "failures", "full",
         "hold_until", "holders", "leased", "leases", "lone_queue", "members", "missed", "missing", "order", "over",
-        "retry_at", "ring", "rollout", "seats", "size", "source", "tally", "turned", "votes",
+        "ring", "rollout", "seats", "size", "source", "tally", "turned", "votes",
     )  # fmt: skip
 
     def __init__(
@@ -127,7 +128,6 @@ class Swarm:
         self.alone: Stream | None = None
         self.lone_queue: Node | None = None  # in whose heap of lone swarms it stands
         self.hold_until = 0.0  # no leases before
-        self.retry_at = 0.0  # no stream before
 
     @property
     def lone(self) -> bool:
@@ -149,6 +149,8 @@ class Rollout:
     __slots__ = (
         "credits_out",
         "cursor",
+        "failures",
+        "hold_until",
         "id",
         "load",
         "next_order",
@@ -168,6 +170,8 @@ class Rollout:
         self.cursor = 0  # no swarm before it has missing chunks
         self.window = window  # credits that may be out
         self.credits_out = 0
+        self.failures = 0  # reads that failed since one made progress
+        self.hold_until = 0.0  # no leases before
         self.load: dict[Node, int] = {}  # unfinished leases of each node
         self.parked: dict[Node, list[Seat]] = {}  # seats that left their rings because the node had its fill of leases
 

@@ -42,7 +42,7 @@ class _Snapshot(Collector):
         yield "nodes", "Connected agents", len(state.nodes)
         yield "swarms", "Blobs that somebody waits for", sum(len(sizes) for sizes in state.swarms.values())
         yield "rollouts", "Images being rolled out", sum(len(found.rollouts) for found in state.registries.values())
-        yield "blobs_held", "Blobs that somebody holds whole", len(state.holders)
+        yield "blobs", "Blobs that somebody holds whole or waits for", len(state.holders)
         yield "content_entries", "Tags and small content known", len(content)
         yield "content_bytes", "Memory for small content", content.bytes
 

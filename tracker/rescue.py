@@ -23,7 +23,7 @@ class Rescue:
 
     def vote(self, now: float, node: Node, peer: Node, out: Outbox) -> None:
         """`node` says that `peer` is dead. Two who share a swarm with it, or its only companion, are enough."""
-        if node is peer or not peer.live or not self._share(node, peer):
+        if node is peer or not node.live or not peer.live or not self._share(node, peer):
             return
         since = now - self._rules.vote_window
         peer.votes = {voter: when for voter, when in peer.votes.items() if when > since}

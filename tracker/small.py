@@ -17,6 +17,7 @@ from p2pdist.protocol import messages
 from tracker.rules import ContentRules
 from tracker.timers import Outbox, Timers
 
+MAX_FETCHERS = 16  # late ones, of a key that nobody brings
 OVERHEAD = 512  # bytes of memory for an entry besides its key and data, roughly
 
 
@@ -60,7 +61,7 @@ class Entry:
     failures: int = 0
     fetcher: bytes | None = None
     deadline: float = 0.0
-    fetchers: set[bytes] = field(default_factory=set)  # whose answer is welcome
+    fetchers: dict[bytes, None] = field(default_factory=dict)  # whose answer is welcome, the latest few
     waiters: dict[tuple[bytes, int], None] = field(default_factory=dict)
 
     @property
@@ -129,7 +130,7 @@ class SmallContent:
             return out
         if not _true(entry.key, message):
             self.poison += 1
-            entry.fetchers.discard(node)
+            entry.fetchers.pop(node, None)
             if entry.fetcher == node:
                 self._failed(now, entry, 0, out)
             return out
@@ -153,7 +154,7 @@ class SmallContent:
         entry = self._entries.get(message.key)
         if entry is None or entry.fetcher != node:
             return out
-        entry.fetchers.discard(node)
+        entry.fetchers.pop(node, None)
         if not message.final:
             self._failed(now, entry, message.status, out)
             return out
@@ -182,7 +183,7 @@ class SmallContent:
                 self._entries[text].waiters.pop((node, number), None)
         for text in self._fetches.pop(node, set()):
             entry = self._entries[text]
-            entry.fetchers.discard(node)
+            entry.fetchers.pop(node, None)
             self._next(now, entry, out)
         return out
 
@@ -200,7 +201,9 @@ class SmallContent:
 
     def _fetch(self, now: float, entry: Entry, node: bytes, number: int, out: Outbox) -> None:
         entry.fetcher = node
-        entry.fetchers.add(node)
+        entry.fetchers[node] = None
+        if len(entry.fetchers) > MAX_FETCHERS:
+            del entry.fetchers[next(iter(entry.fetchers))]
         entry.deadline = now + self._rules.fetch_timeout
         self._fetches.setdefault(node, set()).add(entry.key.text)
         self._timers.at(entry.deadline, partial(self._expire, entry, node))

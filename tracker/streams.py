@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import heapq
 from functools import partial
+from itertools import count
 
 from p2pdist.protocol import messages
 from tracker.bitmaps import lowest
@@ -22,6 +23,7 @@ class Streams:
     def __init__(self, state: State) -> None:
         self._state = state
         self._rules = state.rules
+        self._numbers = count()
         self.leases = Leases(state, self.reconsider)
 
     def reconsider(self, now: float, swarm: Swarm, out: Outbox) -> None:
@@ -35,13 +37,13 @@ class Streams:
         node = swarm.members.only()
         if swarm.alone is None and swarm.lone_queue is not node:
             swarm.lone_queue = node
-            heapq.heappush(node.lone, (swarm.rollout.number, swarm.order, swarm))
+            heapq.heappush(node.lone, (swarm.rollout.number, swarm.order, next(self._numbers), swarm))
         self.serve(now, node, out)
 
     def serve(self, now: float, node: Node, out: Outbox) -> None:
         """Start what the node may stream now, earlier blobs first."""
         while node.live and node.lone and len(node.alone) < self._rules.alone_leases:
-            swarm = node.lone[0][2]
+            swarm = node.lone[0][3]
             waiting = swarm.lone and node in swarm.members and swarm.alone is None
             if swarm.over or not waiting or not swarm.full & ~swarm.tally.some():
                 self._unqueue(node)
@@ -49,7 +51,7 @@ class Streams:
             ready = max(
                 swarm.born + self._rules.alone_after,
                 swarm.hold_until,
-                swarm.retry_at,
+                swarm.rollout.hold_until,
                 swarm.rollout.registry.paused_until,
             )
             if now < ready:
@@ -63,7 +65,7 @@ class Streams:
             self._start(node, swarm, out)
 
     def _unqueue(self, node: Node) -> None:
-        swarm = heapq.heappop(node.lone)[2]
+        swarm = heapq.heappop(node.lone)[3]
         if swarm.lone_queue is node:
             swarm.lone_queue = None
 

@@ -20,6 +20,8 @@ from tracker.rules import SwarmRules
 from tracker.seats import Seats
 from tracker.timers import Outbox
 
+REFUSALS = frozenset({401, 403, 404, 410, 451})  # an upstream that says so would say so to others
+
 
 class Swarms:
     """All swarms of one cluster, in memory."""
@@ -222,17 +224,18 @@ class Swarms:
         self.counters.failed += 1
         if message.retry_after > 0 or message.status == 429:
             self._leases.throttle(now, swarm.rollout.registry, message.retry_after or 1.0, out)
+        refused = message.final and message.status in REFUSALS
         if message.final:
             seat.denied = True
             swarm.denied.add(node)
-            swarm.votes[node] = message.status
+            if refused:
+                swarm.votes[node] = message.status
             if len(swarm.votes) >= 2 or len(swarm.denied) >= len(swarm.members):
                 self._gone(now, swarm, message.status, out)
                 return out
-        delay = self._leases.failure_delay(swarm, min(message.index, swarm.count - 1))
-        swarm.retry_at = now + delay
+        delay = 0.0 if refused else self._leases.failed(now, seat, min(message.index, swarm.count - 1), out)
         if lease is not None:
-            self._leases.take_back(now, lease, out, delay=0.0 if message.final else delay, avoid=True)
+            self._leases.take_back(now, lease, out, delay=delay, avoid=True)
         else:
             self._streams.end(now, swarm, out)
         return out
@@ -255,7 +258,9 @@ class Swarms:
         for seat in leaving:
             self._seats.stand_up(now, seat, out)
         swarm.closing = False
-        self._streams.reconsider(now, swarm, out)
+        if not swarm.over:
+            self._streams.reconsider(now, swarm, out)
+            self._leases.want(now, swarm.rollout, out)
 
     def miss(self, now: float, node_id: bytes, message: messages.Miss) -> Outbox:
         """A node and its neighbours lack these chunks, and nothing comes."""
