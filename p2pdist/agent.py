@@ -141,7 +141,8 @@ class Agent:
         return Upstreams(settings, Credentials(upstream.credentials_file), allow_any=upstream.allow_any)
 
     def _make_engine(self) -> MeshEngine:
-        settings = MeshSettings(host=self._config.peer.host, port=self._config.peer.port)
+        peer = self._config.peer
+        settings = MeshSettings(host=peer.host, port=peer.port, advertise=peer.advertise_host or "")
         return MeshEngine(self._attestor.node, TcpNetwork(), settings, random.Random())
 
     def _make_client(self, key: Ed25519PrivateKey) -> TrackerClient:

@@ -39,6 +39,7 @@ class MeshSettings:
 
     host: str = "0.0.0.0"
     port: int = 0
+    advertise: str = ""
     max_connections: int = 1024
     max_links: int = 128
     max_per_node: int = 16  # data connections from one node
@@ -204,7 +205,8 @@ class MeshEngine:
     def _link_head(self) -> str:
         return (
             f"GET /v1/link HTTP/1.1\r\nHost: peer\r\nConnection: Upgrade\r\nUpgrade: {UPGRADE}\r\n"
-            f"P2pdist-Node: {self._node.hex()}\r\nP2pdist-Port: {self.port}\r\n\r\n"
+            f"P2pdist-Node: {self._node.hex()}\r\nP2pdist-Port: {self.port}\r\n"
+            f"P2pdist-Host: {self.settings.advertise}\r\n\r\n"
         )
 
     def _node_of(self, tls: object | None, head: Head) -> bytes:
@@ -231,7 +233,8 @@ class MeshEngine:
         if existing is not None and existing.dialled and self._node < node and now - existing.heard < self._knobs.stall:
             connection.answer(409, "Conflict", close=True)  # both dialled: the smaller node's connection stays
             return
-        peer = PeerInfo(node, connection.address, head.number("p2pdist-port") & 0xFFFF)
+        host = head.headers.get("p2pdist-host") or connection.address
+        peer = PeerInfo(node, host[:255], head.number("p2pdist-port") & 0xFFFF)
         self._addresses.setdefault(node, peer)
         lines = f"Connection: Upgrade\r\nUpgrade: {UPGRADE}\r\nP2pdist-Node: {self._node.hex()}\r\n"
         transport = connection.take_over(lines)
@@ -473,6 +476,7 @@ class MeshEngine:
         if not self._forget_fetch(fetch):
             return
         self._decide.failed(fetch.ask, self._loop.time(), hold=self._knobs.stall)
+        _log.debug("a request failed", peer=fetch.ask.peer.hex()[:12], chunk=fetch.ask.index, error=str(why))
         if isinstance(why, StorageError):
             fetch.exchange.fail(why)
         elif isinstance(why, (PeerError, ProtocolError, ValueError)) and fetch.receiver is not None:

@@ -258,6 +258,7 @@ class Exchange:
             raise StorageError(f"{self.name} was proved and can't be read again")
         self._blob, self._staging = blob, None
         self.pulse()
+        await staging.close()
 
     async def close(self) -> None:
         """Let go of the files; a partial stays on disk for a later start."""

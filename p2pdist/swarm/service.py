@@ -540,7 +540,16 @@ class SwarmService:
         for transfer in rollout.unfinished:
             if streams >= self._settings.streams:
                 return
-            if transfer.exchange is not None and not transfer.alone and not transfer.exchange.whole:
+            exchange = transfer.exchange
+            if exchange is not None and not transfer.alone and not exchange.whole:
+                _log.warning(
+                    "nothing moves: reading from upstream",
+                    digest=exchange.name,
+                    missing=exchange.count - exchange.have.bit_count(),
+                    chunks=exchange.count,
+                    links=len(self._engine.links()),
+                    reads=transfer.reads,
+                )
                 self._stream(transfer)
                 streams += 1
 
