@@ -1,7 +1,8 @@
 """Which images an agent may serve: the policy, the signatures, the gate. Design page "trust"."""
 
+from p2pdist.trust.admission import Gate, OpenGate
 from p2pdist.trust.explain import ScopeExplanation, explain_image, explain_policy, explain_scope
-from p2pdist.trust.gate import Gate, OpenGate, TrustGate
+from p2pdist.trust.gate import TrustGate
 from p2pdist.trust.policy import Enforcement, Policy
 from p2pdist.trust.policyfile import LoadedPolicy, load_policy
 from p2pdist.trust.settings import TrustSettings

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from p2pdist.errors import InvalidManifest
 from p2pdist.oci import Digest, Index, Manifest, Repository, parse_manifest
 
 MAX_RECORDS = 20_000
@@ -85,9 +84,7 @@ class Closure:
                 self.add(record, record.expires - 1)
 
     def add(self, record: Record, now: float) -> None:
-        """Let `record` through. Of too many the ones that end first go."""
-        if record.generation != self.generation:
-            raise InvalidManifest(f"a record of generation {record.generation}, wanted {self.generation}")
+        """Let `record`, which is of this generation, through. Of too many the ones that end first go."""
         if len(self._records) >= MAX_RECORDS:
             self._rebuild(now)
         self._records[(record.repository, record.target, record.digest)] = record

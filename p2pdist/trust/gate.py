@@ -22,72 +22,48 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Protocol
 
 import structlog
 
-from p2pdist.errors import ConfigError, PolicyError, StorageError, UpstreamError
+from p2pdist.errors import ConfigError, PolicyError, StorageError
 from p2pdist.oci import Digest, Index, Manifest, Repository
 from p2pdist.trust import limits
-from p2pdist.trust.closure import Closure, Record
-from p2pdist.trust.evidence import Evidence, Form
-from p2pdist.trust.fetch import gather
+from p2pdist.trust.closure import MAX_RECORDS, Closure, Record
+from p2pdist.trust.exempt import ExemptObjects
 from p2pdist.trust.flights import Flights
 from p2pdist.trust.ledger import Ledger
-from p2pdist.trust.policy import Enforcement, Scope
+from p2pdist.trust.library import Library
+from p2pdist.trust.policy import Enforcement
 from p2pdist.trust.policyfile import LoadedPolicy, PolicyFile
 from p2pdist.trust.settings import TrustSettings
-from p2pdist.trust.shapes import SignatureObject, is_no_archive, signature_object
 from p2pdist.trust.signatures.gpg import Gpgv, OpenSignature
 from p2pdist.trust.source import SignatureSource
 from p2pdist.trust.status import Counts, GateStatus, Refusal, RefusalLog
 from p2pdist.trust.verdict import Verdict, judge
 
-_EVIDENCE_KEPT = 16
-_EVIDENCE_BYTES = 2 * limits.MIB  # of one image; more is fetched again when it is needed again
 _REFUSALS_KEPT = 1024
 _WAITING = 256  # judgements that "warn" has not come round to
 
 
-class Gate(Protocol):
-    """What the agent asks before it serves."""
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """One question: a manifest under a name, by one policy, for whoever has this authorization."""
 
-    async def admit_manifest(
-        self, repository: Repository, target: str, manifest: Manifest | Index, *, authorization: str | None = None
-    ) -> None:
-        """Return if `manifest`, asked for as `target` (a tag or a digest's text), may be served; else PolicyError."""
-        ...
+    loaded: LoadedPolicy
+    repository: Repository
+    target: str
+    manifest: Manifest | Index
+    authorization: str | None
 
-    def admit_blob(self, repository: Repository, digest: Digest) -> None:
-        """Return if a blob of this repository may be served; else PolicyError."""
-        ...
-
-
-class OpenGate:
-    """Lets everything through: what an agent without a policy has."""
-
-    async def admit_manifest(
-        self, repository: Repository, target: str, manifest: Manifest | Index, *, authorization: str | None = None
-    ) -> None:
-        """See Gate."""
-
-    def admit_blob(self, repository: Repository, digest: Digest) -> None:
-        """See Gate."""
+    @property
+    def key(self) -> tuple[Repository, str, Digest, str]:
+        return self.repository, self.target, self.manifest.digest, self.loaded.generation
 
 
 @dataclass(frozen=True, slots=True)
-class _Found:
-    evidence: Evidence
-    until: float
-
-
-@dataclass(frozen=True, slots=True)
-class _Refused:
+class _Remembered:
     verdict: Verdict
     until: float
-
-
-_Asked = tuple[Repository, str, Digest, str]
 
 
 class TrustGate:
@@ -108,19 +84,17 @@ class TrustGate:
         """Use `open`."""
         self._settings = settings
         self._policy = policy
-        self._source = source
         self._ledger = ledger
         self._clock = clock
         self._monotonic = monotonic
         self._open_signature = open_signature
         self._log = structlog.get_logger("p2pdist.trust")
-        self._all = {(one.repository, one.target, one.digest): one for one in records}
-        self._closure = Closure(policy.current().generation, self._all.values())
-        self._objects: dict[tuple[Repository, Digest], float] = {}
-        self._evidence: OrderedDict[tuple[Repository, Digest, frozenset[Form]], _Found] = OrderedDict()
-        self._refusals: OrderedDict[_Asked, _Refused] = OrderedDict()
-        self._judging: Flights[_Asked, Verdict] = Flights()
-        self._gathering: Flights[tuple[Repository, Digest, frozenset[Form], str | None], Evidence] = Flights()
+        self._library = Library(source, settings, monotonic)
+        self._exempt = ExemptObjects(self._library, clock, settings.ttl_seconds)
+        self._records = {(one.repository, one.target, one.digest): one for one in records}
+        self._closure = Closure(policy.current().generation, self._records.values())
+        self._refusals: OrderedDict[tuple[Repository, str, Digest, str], _Remembered] = OrderedDict()
+        self._judging: Flights[tuple[Repository, str, Digest, str], Verdict] = Flights()
         self._waiting: asyncio.Queue[tuple[Repository, str, Manifest | Index, str | None]] = asyncio.Queue(_WAITING)
         self._counts = Counts()
         self._shown = RefusalLog()
@@ -161,14 +135,14 @@ class TrustGate:
         """With "warn": judge what has been served meanwhile, for ever. Else wait for ever."""
         while True:
             repository, target, manifest, authorization = await self._waiting.get()
-            await self._admitted(repository, target, manifest, authorization)
+            await self._why_not(repository, target, manifest, authorization)
 
     # --- what the agent asks --------------------------------------------------------------------------------------
 
     async def admit_manifest(
         self, repository: Repository, target: str, manifest: Manifest | Index, *, authorization: str | None = None
     ) -> None:
-        """See Gate. Takes at most limits.SECONDS."""
+        """See Gate. Takes at most limits.SECONDS, and the time of gpgv where the policy asks for GPG signatures."""
         match self._settings.enforcement:
             case Enforcement.OFF:
                 return
@@ -178,7 +152,7 @@ class TrustGate:
                 except asyncio.QueueFull:
                     self._counts.not_judged += 1
             case Enforcement.ENFORCE:
-                refused = await self._admitted(repository, target, manifest, authorization)
+                refused = await self._why_not(repository, target, manifest, authorization)
                 if refused is not None:
                     raise PolicyError(refused)
 
@@ -187,36 +161,44 @@ class TrustGate:
 
         `revive_blob` first judges such a thing again, where the caller can wait.
         """
-        if self._settings.enforcement is Enforcement.ENFORCE and not self._blob_allowed(repository, digest):
+        if self._settings.enforcement is Enforcement.ENFORCE and not self._has_blob(repository, digest):
             self._counts.blobs_refused += 1
             raise PolicyError(
                 f"policy refuses the blob {digest}: no accepted image of {repository} has it; pull the image again"
             )
 
-    async def revive_blob(self, repository: Repository, digest: Digest) -> None:
-        """Where an image with this blob was let through before the policy changed or its time ended: judge it again.
+    async def revive_blob(self, repository: Repository, digest: Digest, *, authorization: str | None = None) -> None:
+        """Where an image with this blob passed before the policy changed or its time ended: judge it again.
 
         For a pull that is under way meanwhile. Raises nothing: `admit_blob` then says.
         """
-        if self._settings.enforcement is not Enforcement.ENFORCE or self._blob_allowed(repository, digest):
+        if self._settings.enforcement is not Enforcement.ENFORCE or self._has_blob(repository, digest):
             return
-        for record in [one for one in self._all.values() if one.repository == repository and digest in one.blobs]:
-            await self._revive(record)
-            if self._blob_allowed(repository, digest):
-                return
+        of_repository = [one for one in self._records.values() if one.repository == repository]
+        for record in of_repository:
+            if digest in record.blobs:
+                parents = [one for one in of_repository if one.digest == record.parent]
+                for one in (*parents, record):
+                    await self._why_not(repository, one.target, one.manifest(), authorization)
+                if self._has_blob(repository, digest):
+                    return
 
-    async def prefetch(self, repository: Repository, target: str, digest: Digest) -> None:
+    async def prefetch(
+        self, repository: Repository, target: str, digest: Digest, *, authorization: str | None = None
+    ) -> None:
         """Fetch the signatures of `digest` ahead, while its manifest is being fetched. Raises nothing."""
-        if self._settings.enforcement is not Enforcement.ENFORCE:
-            return
-        current = self._current()
-        if self._closure.has_manifest(repository, digest, self._clock()):
-            return
-        await self._find(repository, digest, current.policy.scope_for(repository, target), None)
+        loaded = self._current()
+        if self._settings.enforcement is Enforcement.ENFORCE and not self._closure.has_manifest(
+            repository, digest, self._clock()
+        ):
+            await self._library.find(
+                repository, digest, loaded.policy.scope_for(repository, target).forms, authorization
+            )
 
     async def explain(self, repository: Repository, target: str, manifest: Manifest | Index) -> Verdict:
-        """The verdict with its whole reasoning, made anew, nothing remembered."""
-        return await self._judge(self._current(), repository, target, manifest, None)
+        """The verdict with its whole reasoning, whatever is remembered."""
+        verdict, _ = await self._judge(_Asked(self._current(), repository, target, manifest, None))
+        return verdict
 
     def servable(self, repository: Repository) -> set[Digest]:
         """Every manifest, config and layer of a repository that passes now."""
@@ -228,147 +210,79 @@ class TrustGate:
         loaded = self._current()
         return GateStatus(
             self._settings.enforcement,
-            loaded.origin,
-            loaded.generation,
-            self._policy.problem,
+            *(loaded.origin, loaded.generation, self._policy.problem),
             self._counts.copy(),
             self._shown.recent(),
         )
 
     # --- manifests ------------------------------------------------------------------------------------------------
 
-    async def _admitted(
+    async def _why_not(
         self, repository: Repository, target: str, manifest: Manifest | Index, authorization: str | None
     ) -> str | None:
         """Why `manifest` does not pass; None when it does, and then its blobs do too."""
-        loaded, now = self._current(), self._clock()
-        if self._passes(loaded, repository, target, manifest, now):
+        while True:
+            asked = _Asked(self._current(), repository, target, manifest, authorization)
+            refused = await self._ask(asked)
+            if asked.loaded.generation == self._current().generation:  # else the policy changed meanwhile
+                return refused
+
+    async def _ask(self, asked: _Asked) -> str | None:
+        if await self._known(asked):
             self._counts.known += 1
-            await self._note_child(repository, target, manifest, now)
             return None
-        exempt = signature_object(target, manifest)
-        if exempt is not None and await self._is_signature_object(repository, exempt, authorization):
+        if await self._exempt.admit(asked.repository, asked.target, asked.manifest, asked.authorization):
             self._counts.signature_objects += 1
             return None
-        asked = (repository, target, manifest.digest, loaded.generation)
-        remembered = self._refusals.get(asked)
+        remembered = self._refusals.get(asked.key)
         if remembered is not None and remembered.until > self._monotonic():
             verdict = remembered.verdict
         else:
-            verdict = await self._judging.join(
-                asked, lambda: self._decide(loaded, repository, target, manifest, authorization)
-            )
+            verdict = await self._judging.join(asked.key, lambda: self._decide(asked))
         if verdict.accepted:
             return None
         self._refused(verdict)
         return verdict.reason
 
-    def _passes(
-        self, loaded: LoadedPolicy, repository: Repository, target: str, manifest: Manifest | Index, now: float
-    ) -> bool:
-        if self._closure.accepted(repository, target, manifest.digest, now):
+    async def _known(self, asked: _Asked) -> bool:
+        """Whether it passes without being judged; a child of an accepted index does, and what it is made of."""
+        repository, digest, now = asked.repository, asked.manifest.digest, self._clock()
+        if self._closure.accepted(repository, asked.target, digest, now):
             return True
-        if ":" not in target or loaded.policy.names_reference(repository, target):
+        if ":" not in asked.target or asked.loaded.policy.names_reference(repository, asked.target):
             return False
-        known = self._closure.has_manifest(repository, manifest.digest, now)
-        return known or self._closure.parent(repository, manifest.digest, now) is not None
+        if self._closure.has_manifest(repository, digest, now):
+            return True
+        parent = self._closure.parent(repository, digest, now)
+        if parent is None:
+            return False
+        await self._keep(asked, parent[0], parent[1])
+        return True
 
-    async def _note_child(self, repository: Repository, target: str, manifest: Manifest | Index, now: float) -> None:
-        """A child of an accepted index: what it is made of passes with it."""
-        if self._closure.has_manifest(repository, manifest.digest, now):
-            return
-        parent = self._closure.parent(repository, manifest.digest, now)
-        if parent is not None:
-            above, expires = parent
-            await self._keep(Record.of(repository, target, manifest, above, self._closure.generation, expires), now)
-
-    async def _decide(
-        self,
-        loaded: LoadedPolicy,
-        repository: Repository,
-        target: str,
-        manifest: Manifest | Index,
-        authorization: str | None,
-    ) -> Verdict:
-        verdict = await self._judge(loaded, repository, target, manifest, authorization)
+    async def _decide(self, asked: _Asked) -> Verdict:
+        verdict, fresh_until = await self._judge(asked)
         self._counts.judged += 1
-        now = self._clock()
         if verdict.accepted:
             self._counts.accepted += 1
-            end = now + self._settings.ttl_seconds
-            expires = end if verdict.expires is None else min(end, verdict.expires)
-            await self._keep(Record.of(repository, target, manifest, None, loaded.generation, expires), now)
+            end = self._clock() + self._settings.ttl_seconds
+            await self._keep(asked, None, end if verdict.expires is None else min(end, verdict.expires))
         else:
-            seconds = limits.NOT_FETCHED_SECONDS if verdict.incomplete else limits.NO_SIGNATURE_SECONDS
-            self._remember(repository, target, manifest.digest, loaded.generation, verdict, seconds)
+            # From when the signatures were asked for, so that one made meanwhile is not missed for twice the time.
+            short = self._monotonic() + limits.NOT_FETCHED_SECONDS
+            self._refusals[asked.key] = _Remembered(verdict, short if verdict.incomplete else fresh_until)
+            if len(self._refusals) > _REFUSALS_KEPT:
+                self._refusals.popitem(last=False)
         return verdict
 
-    async def _judge(
-        self,
-        loaded: LoadedPolicy,
-        repository: Repository,
-        target: str,
-        manifest: Manifest | Index,
-        authorization: str | None,
-    ) -> Verdict:
-        scope = loaded.policy.scope_for(repository, target)
-        evidence = await self._find(repository, manifest.digest, scope, authorization)
+    async def _judge(self, asked: _Asked) -> tuple[Verdict, float]:
+        """The verdict, and the moment from which on its signatures are too old."""
+        scope = asked.loaded.policy.scope_for(asked.repository, asked.target)
+        found = await self._library.find(asked.repository, asked.manifest.digest, scope.forms, asked.authorization)
         now = datetime.fromtimestamp(self._clock(), UTC)
-        return await asyncio.to_thread(judge, scope, repository, target, manifest, evidence, now, self._open_signature)
-
-    # --- signatures -----------------------------------------------------------------------------------------------
-
-    async def _find(self, repository: Repository, digest: Digest, scope: Scope, authorization: str | None) -> Evidence:
-        if not scope.forms:
-            return Evidence()
-        key = (repository, digest, scope.forms)
-        found = self._evidence.get(key)
-        if found is not None and found.until > self._monotonic():
-            return found.evidence
-        source = self._source if authorization is None else self._source.on_behalf_of(authorization)
-        started = self._monotonic()
-        stores = self._settings.stores_for(repository)
-        evidence = await self._gathering.join(
-            (*key, authorization), lambda: gather(source, repository, digest, scope.forms, stores)
+        verdict = await asyncio.to_thread(
+            judge, scope, asked.repository, asked.target, asked.manifest, found.evidence, now, self._open_signature
         )
-        if evidence.bytes <= _EVIDENCE_BYTES and not any(unread.fault for unread in evidence.unread):
-            self._evidence[key] = _Found(evidence, started + limits.EVIDENCE_SECONDS)
-            self._evidence.move_to_end(key)
-            if len(self._evidence) > _EVIDENCE_KEPT:
-                self._evidence.popitem(last=False)
-        return evidence
-
-    def _remember(
-        self, repository: Repository, target: str, digest: Digest, generation: str, verdict: Verdict, seconds: float
-    ) -> None:
-        # Not longer than the signatures it was made from: else one made meanwhile would be seen after twice the time.
-        ends = [found.until for key, found in self._evidence.items() if key[:2] == (repository, digest)]
-        until = min([self._monotonic() + seconds, *ends])
-        self._refusals[(repository, target, digest, generation)] = _Refused(verdict, until)
-        if len(self._refusals) > _REFUSALS_KEPT:
-            self._refusals.popitem(last=False)
-
-    async def _is_signature_object(
-        self, repository: Repository, exempt: SignatureObject, authorization: str | None
-    ) -> bool:
-        source = self._source if authorization is None else self._source.on_behalf_of(authorization)
-        for layer in exempt.read_first:
-            if self._objects.get((repository, layer.digest), 0.0) > self._clock():
-                continue
-            try:
-                async with asyncio.timeout(limits.SECONDS):
-                    data = await source.blob(repository, layer.digest, layer.size)
-            except (UpstreamError, TimeoutError):
-                return False
-            if len(data) != layer.size or Digest.of(data, layer.digest.algorithm) != layer.digest:
-                return False
-            if not is_no_archive(layer, data):
-                return False
-        end = self._clock() + self._settings.ttl_seconds
-        if len(self._objects) > _REFUSALS_KEPT:
-            self._objects = {key: until for key, until in self._objects.items() if until > self._clock()}
-        self._objects.update({(repository, digest): end for digest in exempt.blobs})
-        return True
+        return verdict, found.until
 
     # --- what passes ----------------------------------------------------------------------------------------------
 
@@ -376,36 +290,31 @@ class TrustGate:
         """The policy in force now; where it has changed, nothing of the old one's closure counts any more."""
         loaded = self._policy.current()
         if loaded.generation != self._closure.generation:
-            self._closure = Closure(loaded.generation, self._all.values())
+            self._closure = Closure(loaded.generation, self._records.values())
             self._refusals.clear()
         return loaded
 
-    def _blob_allowed(self, repository: Repository, digest: Digest) -> bool:
-        loaded, now = self._current(), self._clock()
+    def _has_blob(self, repository: Repository, digest: Digest) -> bool:
+        loaded = self._current()
         return (
-            self._closure.has_blob(repository, digest, now)
-            or self._objects.get((repository, digest), 0.0) > now
+            self._closure.has_blob(repository, digest, self._clock())
+            or self._exempt.has_blob(repository, digest)
             or loaded.policy.open_for(repository)
         )
 
-    async def _keep(self, record: Record, now: float) -> None:
-        if record.generation != self._closure.generation:  # the policy changed meanwhile: it is judged again
+    async def _keep(self, asked: _Asked, parent: Digest | None, expires: float) -> None:
+        if asked.loaded.generation != self._closure.generation:  # the policy changed meanwhile: it is judged again
             return
-        self._closure.add(record, now)
-        self._all[(record.repository, record.target, record.digest)] = record
+        record = Record.of(asked.repository, asked.target, asked.manifest, parent, asked.loaded.generation, expires)
+        self._closure.add(record, self._clock())
+        self._records[(record.repository, record.target, record.digest)] = record
+        if len(self._records) > MAX_RECORDS:
+            last = sorted(self._records.items(), key=lambda item: item[1].expires)[MAX_RECORDS // 2 :]
+            self._records = dict(last)
         try:
             await self._ledger.add([record])
         except StorageError as error:
             self._log.warning("an accepted image is not remembered over a restart", error=str(error))
-
-    async def _revive(self, record: Record) -> None:
-        above = [
-            one for one in self._all.values() if one.repository == record.repository and one.digest == record.parent
-        ]
-        for one in above:
-            if one.parent != record.digest:
-                await self._admitted(one.repository, one.target, one.manifest(), None)
-        await self._admitted(record.repository, record.target, record.manifest(), None)
 
     def _refused(self, verdict: Verdict) -> None:
         enforcing = self._settings.enforcement is Enforcement.ENFORCE

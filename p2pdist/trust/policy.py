@@ -24,7 +24,8 @@ from p2pdist.trust import limits
 from p2pdist.trust.evidence import Form
 from p2pdist.trust.fields import Fields
 from p2pdist.trust.identity import Name, valid_prefix
-from p2pdist.trust.requirements import AcceptAnything, Files, Requirement, parse_requirement
+from p2pdist.trust.requirement_reader import Files, parse_requirement
+from p2pdist.trust.requirements import AcceptAnything, Requirement
 
 _WILDCARD = re.compile(r"\*(?:\.[a-z0-9](?:[a-z0-9-]*[a-z0-9])?)+")
 

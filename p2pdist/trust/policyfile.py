@@ -27,7 +27,7 @@ class LoadedPolicy:
 
 
 class DiskFiles:
-    """`requirements.Files` on disk. Remembers what it read, to tell later whether any of it has changed."""
+    """`requirement_reader.Files` on disk. Remembers what it read, to tell later whether any of it has changed."""
 
     def __init__(self, base: Path) -> None:
         self._base = base
@@ -35,7 +35,7 @@ class DiskFiles:
         self._hash = hashlib.sha256()
 
     def read(self, path: str) -> bytes:
-        """See requirements.Files."""
+        """See Files."""
         full = self._base / path
         self._stamps.setdefault(full, None)
         try:
@@ -53,7 +53,7 @@ class DiskFiles:
         return data
 
     def names(self, path: str) -> list[str]:
-        """See requirements.Files."""
+        """See Files."""
         full = self._base / path
         self._stamps.setdefault(full, None)
         try:

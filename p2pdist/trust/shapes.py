@@ -13,13 +13,14 @@ from dataclasses import dataclass
 
 from p2pdist.oci import Descriptor, Digest, Index, Manifest
 from p2pdist.trust import limits
-from p2pdist.trust.fetch import BUNDLE_TYPE, DSSE_TYPE
+from p2pdist.trust.fetch import DSSE_TYPE
 from p2pdist.trust.notation import ARTIFACT_TYPE as NOTATION_TYPE
 from p2pdist.trust.notation import ENVELOPE_TYPES
+from p2pdist.trust.referrers import BUNDLE_TYPE
 from p2pdist.trust.signatures.simplesigning import MEDIA_TYPE as SIMPLE_TYPE
 
-_OBJECT_TAG = re.compile(r"(?:sha256-[0-9a-f]{64}|sha512-[0-9a-f]{128})\.(?:sig|att|sbom)")
-_FALLBACK_TAG = re.compile(r"sha256-[0-9a-f]{64}|sha512-[0-9a-f]{121}")
+_OBJECT_TAG = re.compile(r"sha256-[0-9a-f]{64}\.(?:sig|att|sbom)")
+_FALLBACK_TAG = re.compile(r"sha(?:256|512)-[0-9a-f]{64}")
 _EMPTY = Digest.of(b"{}")
 
 _IMAGE_CONFIGS = {
