@@ -69,6 +69,7 @@ class Index:
         self._notes: dict[Digest, dict[str, str]] = {}
         self._tags: dict[tuple[str, str], tuple[str, float]] = {}
         self._queue: list[tuple[str, tuple[object, ...]]] = []
+        self._closed = False
         self._writer = ThreadPoolExecutor(1, "store-index")
 
     @classmethod
@@ -152,6 +153,10 @@ class Index:
                 (str(entry.digest), *astuple(stamp), entry.verified, entry.used),
             )
 
+    def prove(self, digest: Digest, stamp: Stamp, now: float) -> None:
+        """A blob that is there was hashed again."""
+        self.add(replace(self._entries[digest], stamp=stamp, verified=now))
+
     def touch(self, digest: Digest, now: float) -> None:
         """The blob was used."""
         with self._lock:
@@ -230,12 +235,15 @@ class Index:
 
     def close(self) -> None:
         """Writes the rest and closes the database. Blocking."""
+        with self._lock:
+            self._closed = True
         self._writer.shutdown()
-        self._drain()
         self._database.close()
 
     def _write(self, statement: str, values: tuple[object, ...]) -> None:
-        """Called with the lock held."""
+        """Called with the lock held. StorageError: it is closed."""
+        if self._closed:
+            raise StorageError("the index is closed")
         self._queue.append((statement, values))
         if len(self._queue) == 1:
             self._writer.submit(self._drain)

@@ -11,7 +11,6 @@ import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from pathlib import Path
 
 import structlog
@@ -65,22 +64,28 @@ class Shelf:
         self._index.touch(digest, now)
         return BlobFile(digest, entry.stamp.size, fd, lambda: self._closed(digest))
 
-    def reverify(self, digest: Digest) -> None:
-        """Hashes the whole blob; a new proof in the index, or the blob is gone. StorageError: not readable just now."""
-        entry = self._index.get(digest)
-        if entry is None:
+    def reverify(self, entry: Entry) -> None:
+        """Hashes the whole blob, unless there is another proof than `entry` already: a new proof, or the blob is gone.
+
+        StorageError: it isn't readable just now.
+        """
+        digest = entry.digest
+        if not self._still(entry):
             return
         stamp = prove_file(self._layout.blob(digest), digest)
         with self._names:
-            now = self._index.get(digest)
-            if now is None or (now.stamp, now.verified) != (entry.stamp, entry.verified):
+            if not self._still(entry):
                 return  # removed or stored anew meanwhile: what was hashed isn't what is there
             if stamp is not None:
-                self._index.add(replace(now, stamp=stamp, verified=self._clock()))
+                self._index.prove(digest, stamp, self._clock())
                 return
             dropped = self._move_away(digest)
         _log.error("blob dropped", digest=str(digest), size=entry.stamp.size)
         self.delete(dropped)
+
+    def _still(self, entry: Entry) -> bool:
+        now = self._index.get(entry.digest)
+        return now is not None and (now.stamp, now.verified) == (entry.stamp, entry.verified)
 
     def candidates(self) -> Iterable[Candidate]:
         """The blobs that may be evicted: neither open nor pinned."""

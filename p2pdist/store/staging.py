@@ -176,7 +176,7 @@ class Staging:
             self._must_be_changeable()
             if not self.complete:
                 raise StorageError(
-                    f"{self.digest}: {self.count - self.have.bit_count()} of {self.count} chunks missing"
+                    f"{self.digest}: {self.count - self.have.bit_count()} of {self.count} chunks are missing"
                 )
             self._committing = self._home.submit(self._commit)
         return await asyncio.shield(asyncio.wrap_future(self._committing))

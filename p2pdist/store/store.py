@@ -21,6 +21,7 @@ from p2pdist.store.arrivals import Arrivals
 from p2pdist.store.blob import BlobFile, StoredBlob
 from p2pdist.store.eviction import choose
 from p2pdist.store.faults import storage_errors
+from p2pdist.store.index import Entry
 from p2pdist.store.journal import Heading
 from p2pdist.store.layout import Layout
 from p2pdist.store.opening import Opened, open_directory
@@ -142,10 +143,13 @@ class Store:
         self._must_be_open()
         max_age: float | None = self._reverify_after
         for _ in range(3):  # a blob that changes again and again while it is hashed is no blob
+            entry = self._index.get(digest)
+            if entry is None:
+                return None
             file = self._shelf.open_unchanged(digest, max_age)
-            if file is not None or self._index.get(digest) is None:
+            if file is not None:
                 return file
-            await self._reverify(digest)
+            await self._reverify(entry)
             max_age = None
         return None
 
@@ -158,7 +162,7 @@ class Store:
         entry = min(self._index.entries(), key=lambda entry: entry.verified, default=None)
         if entry is None or 0 <= self._clock() - entry.verified < self._reverify_after / 2:
             return False
-        await self._reverify(entry.digest)
+        await self._reverify(entry)
         return True
 
     async def put(self, data: bytes, digest: Digest) -> StoredBlob:
@@ -252,11 +256,12 @@ class Store:
         """Waits for `work` in a worker thread; it goes on to its end if the caller is cancelled."""
         return await asyncio.shield(asyncio.wrap_future(self._pool.submit(work)))
 
-    async def _reverify(self, digest: Digest) -> None:
+    async def _reverify(self, entry: Entry) -> None:
         """Hashes a blob, once for all who wait for that."""
+        digest = entry.digest
         hashing = self._verifying.get(digest)
         if hashing is None or hashing.done():
-            hashing = self._verifying[digest] = self._pool.submit(partial(self._shelf.reverify, digest))
+            hashing = self._verifying[digest] = self._pool.submit(partial(self._shelf.reverify, entry))
         try:
             await asyncio.shield(asyncio.wrap_future(hashing))
         finally:
