@@ -10,7 +10,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -94,7 +94,8 @@ def _directory(plan: Plan, keep: bool, console: Console) -> Iterator[Path]:
     try:
         yield directory
     except (KeyboardInterrupt, asyncio.CancelledError):
-        console.print("Stopped; every process of the demo is gone.")
+        with suppress(OSError):  # the terminal may have been closed
+            console.print("Stopped; every process of the demo is gone.")
         raise typer.Exit(130) from None
     except BaseException:
         failed = True

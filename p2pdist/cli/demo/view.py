@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -49,18 +50,22 @@ class LiveView:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._live.stop()
+        with suppress(OSError):  # a terminal that was closed (SIGHUP) takes no farewell
+            self._live.stop()
 
     def step(self, text: str) -> None:
         self._live.update(Text(f"{text} ...", "bold"), refresh=True)
 
     def show(self, nodes: Sequence[NodeProgress], elapsed: float) -> None:
         table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+        for justify in ("left", "left", "left", "right", "left"):
+            table.add_column(justify=justify)
         for node in nodes:
-            arrived = Text(in_bytes(min(node.arrived, self._size)), justify="right")
-            table.add_row(node.name, node.host, self._bar(node), arrived, _state(node))
+            table.add_row(node.name, node.host, self._bar(node), in_bytes(min(node.arrived, self._size)), _state(node))
+        copies = sum(node.from_upstream for node in nodes) / self._size
+        heading = Text.assemble(("pulling", "bold"), f", {elapsed:.1f} s; taken from the registry: {copies:.2f} copies")
         legend = Text.assemble(("━━", "yellow"), " from the registry   ", ("━━", "green"), " from peers")
-        self._live.update(Group(Text(f"pulling, {elapsed:.1f} s", "bold"), table, legend), refresh=True)
+        self._live.update(Group(heading, table, legend), refresh=True)
 
     def _bar(self, node: NodeProgress) -> Text:
         upstream = self._cells(node.from_upstream)
