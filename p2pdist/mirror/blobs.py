@@ -14,13 +14,13 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 import structlog
 from aiohttp import web
 
-from p2pdist.errors import P2pdistError, StorageError, UpstreamInvalid, UpstreamUnreachable
+from p2pdist.errors import P2pdistError, UpstreamInvalid, UpstreamUnreachable
 from p2pdist.mirror.answers import content_headers, etag
 from p2pdist.mirror.cut import CutBlobs
 from p2pdist.mirror.deadlines import Deadlines, now
 from p2pdist.mirror.door import BlobAsked
 from p2pdist.mirror.ranges import Part, Unsatisfiable, parse_range
-from p2pdist.mirror.sending import PIECE, Body, ClientGone, Exchange, read_piece
+from p2pdist.mirror.sending import Body, ClientGone, Exchange
 from p2pdist.mirror.settings import MirrorSettings
 from p2pdist.mirror.source import BlobHandle, Source
 from p2pdist.oci import Digest
@@ -105,12 +105,7 @@ class Blobs:
             response, start, end = _response(exchange.request, digest, file.size)
             body = Body(exchange, response, self._settings.client_stall)
             await body.begin()
-            while start < end:
-                piece = await read_piece(file.fd, start, min(PIECE, end - start))
-                if not piece:
-                    raise StorageError(f"the file of {digest} ends at byte {start}")
-                await body.write(piece)
-                start += len(piece)
+            await body.write_file(file.fd, start, end)
             await body.end()
             return response
 

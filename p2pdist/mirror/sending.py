@@ -1,22 +1,30 @@
 """A body on its way to one client: back-pressure, progress, and the ways to end it other than well.
 
-Measured on loopback, 256 MiB to curl: reading 256 KiB and writing it costs this process as much CPU time as
-os.sendfile on a duplicate of the socket (0.13 against 0.11 s), at the same speed. So the plain way is taken: it can
-be cancelled anywhere, holds one piece per client, and a file that isn't in the page cache never blocks the loop.
+A file's bytes go by sendfile: measured on loopback, 256 MiB to curl, it costs this process 0.06 s of CPU time against
+0.14 s for reading and writing (docker-registry: 0.14 s), and no memory however many clients stop reading.
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
+import fcntl
 import os
-from collections.abc import Awaitable
+import struct
+import termios
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from aiohttp import web
 
-PIECE = 256 * 1024  # bytes; 64 KiB and 1 MiB were slower
-READ_AHEAD = 4 * 1024 * 1024  # bytes the kernel is told of when a read had to wait for the disk
+from p2pdist.errors import StorageError
+
+PIECE = 256 * 1024  # bytes of memory that a client that stops reading holds at most
+SPAN = 1024 * 1024  # bytes of a file that are sent before others get their turn
+READ_AHEAD = 4 * 1024 * 1024  # bytes that the kernel is told of when a read had to wait for the disk
 CLIENT_LEFT = 499  # nginx's number for a client that left before its answer began
+_GONE = frozenset({errno.EPIPE, errno.ECONNRESET, errno.ECONNABORTED, errno.ENOTCONN, errno.ETIMEDOUT})
 
 
 class ClientGone(Exception):
@@ -79,16 +87,60 @@ class Body:
         view = memoryview(data)
         for offset in range(0, len(view), PIECE):
             piece = view[offset : offset + PIECE]
-            await self._patiently(self._response.write(piece))
+            await self._patiently(self._response.write(piece), self._drained)
             self._exchange.sent += len(piece)
+
+    async def write_file(self, fd: int, start: int, end: int) -> None:
+        """Send the bytes from `start` to before `end` of a file, without taking them into this process.
+
+        Raises:
+            ClientGone: see `write`.
+            StorageError: the file ends before.
+            OSError: it can't be read.
+        """
+        await self._patiently(self._drained(), self._drained)  # the headers, before anything goes past them
+        with self._second_descriptor() as sock:
+            while start < end:
+                span = min(SPAN, end - start)
+                await in_memory(fd, start, span)
+                try:
+                    got = os.sendfile(sock, fd, start, span)
+                except BlockingIOError:
+                    await self._patiently(writable(sock), lambda: writable(sock))
+                    continue
+                except OSError as error:
+                    if error.errno in _GONE:
+                        raise ClientGone from error
+                    raise
+                if got == 0:
+                    raise StorageError(f"the file ends at byte {start}")
+                start += got
+                self._exchange.sent += got
+                await asyncio.sleep(0)  # a client that reads as fast as this sends must not keep the loop to itself
+
+    @contextmanager
+    def _second_descriptor(self) -> Iterator[int]:
+        # Both loops refuse add_writer for a descriptor that a transport has, and uvloop has no sendfile. Nobody else
+        # writes to the connection while its one request is answered.
+        transport = self._exchange.request.transport
+        if transport is None or transport.is_closing():
+            raise ClientGone
+        sock = os.dup(transport.get_extra_info("socket").fileno())
+        try:
+            yield sock
+        finally:
+            os.close(sock)
 
     async def end(self) -> None:
         """The body is complete; returns when the kernel has all of it."""
-        await self._patiently(self._response.write_eof())
-        await self._patiently(self._exchange.request.writer.drain())
+        await self._patiently(self._response.write_eof(), self._drained)
+        await self._patiently(self._drained(), self._drained)
 
-    async def _patiently(self, step: Awaitable[None]) -> None:
-        """Finish `step`, waiting for the client as long as it takes something now and then."""
+    async def _drained(self) -> None:
+        await self._exchange.request.writer.drain()
+
+    async def _patiently(self, step: Awaitable[None], again: Callable[[], Awaitable[None]]) -> None:
+        """Finish `step`, or `again` after it, waiting for the client as long as it takes something now and then."""
         left = None
         while True:
             try:
@@ -102,27 +154,51 @@ class Body:
                 if before is not None and left >= before:
                     self._exchange.cut()
                     raise ClientGone from None
-                step = self._exchange.request.writer.drain()
+                step = again()
 
     def _unsent(self) -> int:
+        """Bytes that the client has not acknowledged."""
         transport = self._exchange.request.transport
-        return 0 if transport is None else transport.get_write_buffer_size()
+        if transport is None or transport.is_closing():
+            return 0
+        descriptor = transport.get_extra_info("socket").fileno()
+        queued: int = struct.unpack("i", fcntl.ioctl(descriptor, termios.TIOCOUTQ, bytes(4)))[0]
+        return transport.get_write_buffer_size() + queued
 
 
-async def read_piece(fd: int, offset: int, length: int) -> memoryview:
-    """At least one byte and at most `length` from `offset` of a file; empty at its end. Never blocks the loop."""
-    piece = bytearray(length)
+async def in_memory(fd: int, start: int, length: int) -> None:
+    """Wait until the disk has given this part of a file, so that sending it does not block the loop.
+
+    Looks at its ends only: the kernel reads ahead, and drops, larger pieces than these.
+    """
+    for offset in (start, start + length - 1):
+        try:
+            os.preadv(fd, [bytearray(1)], offset, os.RWF_NOWAIT)
+        except BlockingIOError:
+            # Should this be cancelled, the thread may read from a file that has been closed meanwhile, into a buffer
+            # that nobody looks at.
+            await asyncio.to_thread(_read_through, fd, start, length)
+            return
+        except OSError:
+            return  # a file system that can't tell
+
+
+def _read_through(fd: int, start: int, length: int) -> None:
+    os.posix_fadvise(fd, start, READ_AHEAD, os.POSIX_FADV_WILLNEED)
+    os.pread(fd, length, start)
+
+
+async def writable(sock: int) -> None:
+    """Wait until the kernel takes bytes for `sock` again."""
+    loop = asyncio.get_running_loop()
+    ready = loop.create_future()
+    loop.add_writer(sock, _resolve, ready)
     try:
-        got = os.preadv(fd, [piece], offset, os.RWF_NOWAIT)
-    except OSError:  # not in the page cache (EAGAIN), or a file system that can't tell
-        got = 0
-    if got == 0:
-        # Should this be cancelled, the thread may read from a file that has been closed meanwhile: into a buffer
-        # that nobody looks at.
-        got = await asyncio.to_thread(_read_waiting, fd, piece, offset)
-    return memoryview(piece)[:got]
+        await ready
+    finally:
+        loop.remove_writer(sock)
 
 
-def _read_waiting(fd: int, piece: bytearray, offset: int) -> int:
-    os.posix_fadvise(fd, offset, READ_AHEAD, os.POSIX_FADV_WILLNEED)
-    return os.preadv(fd, [piece], offset)
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)

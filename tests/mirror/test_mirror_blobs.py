@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 
 import pytest
 from conftest import Running, request
@@ -15,7 +14,7 @@ from structlog.testing import capture_logs
 from test_mirror_manifests import TROUBLES
 
 from p2pdist.errors import PolicyError
-from p2pdist.mirror.sending import PIECE, Body, ClientGone, Exchange, read_piece
+from p2pdist.mirror.sending import PIECE, Body, ClientGone, Exchange
 from p2pdist.oci import Digest
 
 DATA = bytes(range(256)) * 4096 + b"end"  # 1 MiB and a little
@@ -193,13 +192,14 @@ async def test_client_that_stops_reading_holds_no_memory_and_is_dropped(
     assert reader is not None
 
 
-async def test_client_that_reads_slowly_is_not_dropped() -> None:
+async def test_client_that_reads_slowly_is_not_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     client = SlowClient(takes=5)
     exchange = Exchange(client)
     body = Body(exchange, client, client_stall=0.002)
+    monkeypatch.setattr(body, "_unsent", client.look)
     await body.begin()
     await body.write(b"x" * PIECE)
-    assert (exchange.sent, client.left, client.aborted) == (PIECE, 0, False)
+    assert (exchange.sent, client.aborted) == (PIECE, False)
     client.takes = 3
     with pytest.raises(ClientGone):
         await body.write(b"x" * PIECE)
@@ -207,7 +207,7 @@ async def test_client_that_reads_slowly_is_not_dropped() -> None:
 
 
 class SlowClient:
-    """Request, response, writer and transport of a client that takes a little between two looks at the buffer."""
+    """Request, response, writer and transport of a client that takes a fifth of a piece between two looks at it."""
 
     def __init__(self, takes: int) -> None:
         self.transport = self.writer = self
@@ -221,22 +221,18 @@ class SlowClient:
     async def prepare(self, request: object) -> None: ...
 
     async def write(self, data: memoryview) -> None:
-        self.left = len(data)
+        self.left = 5
         await self.drain()
 
     async def drain(self) -> None:
         if self.left:
             await asyncio.Event().wait()
 
-    def get_write_buffer_size(self) -> int:
+    def look(self) -> int:
         if self.takes > 0:
             self.takes -= 1
-            self.left -= PIECE // 5
-        return self.left if self.left >= 5 else self._all_taken()
-
-    def _all_taken(self) -> int:
-        self.left = 0
-        return 0
+            self.left -= 1
+        return self.left
 
     def force_close(self) -> None: ...
 
@@ -256,20 +252,47 @@ async def test_file_that_is_shorter_than_its_blob_ends_in_a_cut_and_then_404(mir
     assert flight.open_files == 0
 
 
-async def test_pieces_come_from_the_disk_as_from_the_page_cache(tmp_path: Path) -> None:
-    path = tmp_path / "blob"
-    path.write_bytes(DATA)
-    fd = os.open(path, os.O_RDONLY)
+async def test_blob_that_is_not_in_the_page_cache_is_read_beside_the_loop(
+    mirror: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flight = mirror.flight(DATA).prove()
+    read: list[tuple[object, ...]] = []
+    real = asyncio.to_thread
+
+    async def to_thread(function: Callable[..., object], *args: object) -> object:
+        read.append(args)
+        return await real(function, *args)
+
+    monkeypatch.setattr("p2pdist.mirror.sending.asyncio.to_thread", to_thread)
+    fd = os.open(flight.path, os.O_RDONLY)
     try:
         os.fsync(fd)
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-        for _ in range(2):  # the second time it is cached
-            got = bytearray()
-            while piece := await read_piece(fd, len(got), 100_000):
-                got += piece
-            assert got == DATA
+        try:
+            cold = os.preadv(fd, [bytearray(1)], 0, os.RWF_NOWAIT) == 0
+        except BlockingIOError:
+            cold = True
+        except OSError:
+            cold = False  # a file system that can't tell
     finally:
         os.close(fd)
+    assert (await mirror.blob(flight.digest)).body == DATA
+    assert bool(read) is cold
+    before = len(read)
+    assert (await mirror.blob(flight.digest)).body == DATA
+    assert len(read) == before  # now it is cached
+
+
+async def test_a_reset_leaves_no_descriptor_behind(mirror: Running) -> None:
+    flight = mirror.flight(bytes(64 << 20)).prove()
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(10):
+        async with connected(mirror.port) as (reader, writer):
+            reset_on_close(writer)
+            writer.write(request(f"/v2/library/alpine/blobs/{flight.digest}"))
+            await reader.readexactly(1 << 20)
+        assert (await mirror.served.get())[:2] == ("blob", 200)
+    assert len(os.listdir("/proc/self/fd")) <= before + 1
 
 
 async def test_requests_that_follow_each_other_without_waiting_are_answered_in_order(mirror: Running) -> None:
