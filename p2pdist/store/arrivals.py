@@ -103,6 +103,8 @@ class Arrivals:
         """Stores the file of one whose digest is proved and that is synced. For a worker thread."""
         digest = opened.heading.digest
         stored = self._shelf.adopt(self._layout.part(digest), opened.fd, digest)
+        with self._lock:
+            self._active[digest].size = 0  # it counts as a blob from now on
         with storage_errors(f"storing {digest}"):
             self._layout.journal(digest).unlink(missing_ok=True)
         return stored
