@@ -71,7 +71,10 @@ class Lab:
     def ask(self, argv: Sequence[str], host: Host | None = None, *, timeout: float = 30.0) -> str:
         """Runs a command that answers at once and returns its stdout. `LabError` with its stderr when it fails."""
         full = host.inside(argv) if host is not None else list(argv)
-        done = subprocess.run(full, capture_output=True, text=True, timeout=timeout, check=False)
+        # Some of what is asked for may be no text, like a layer; the caller sees that it isn't what was meant.
+        done = subprocess.run(
+            full, capture_output=True, encoding="utf-8", errors="replace", timeout=timeout, check=False
+        )
         if done.returncode != 0:
             raise LabError(f"{' '.join(argv)}: status {done.returncode}: {done.stderr.strip() or done.stdout.strip()}")
         return done.stdout
