@@ -63,7 +63,7 @@ async def error_of(
     wait = parse_retry_after(response.headers.get("Retry-After"), now)
     if status == 429 or (status == 503 and wait is not None):
         return UpstreamThrottled(text, status=status, retry_after=wait)
-    if status >= 500 or status == 408:
+    if (status >= 500 and status != 501) or status == 408:
         return UpstreamError(text, status=status)
     return UpstreamInvalid(f"{text}: not an answer to what was asked", status=status)
 

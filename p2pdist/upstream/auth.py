@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import aiohttp
 from yarl import URL
 
-from p2pdist.errors import UpstreamDenied, UpstreamError, UpstreamInvalid
+from p2pdist.errors import UpstreamDenied, UpstreamError, UpstreamInvalid, UpstreamNotFound
 from p2pdist.upstream.answers import error_of
 from p2pdist.upstream.challenge import Challenge
 from p2pdist.upstream.credentials import Credential, Credentials, IdentityToken, Login, RegistryToken
@@ -166,7 +166,9 @@ class Authenticator:
                 status=response.status,
             )
         if response.status != 200:
-            raise await error_of(response, f"the token service of {self._name}", self._wall())
+            failed = await error_of(response, f"the token service of {self._name}", self._wall())
+            # Not found is the token service, not what was asked of the registry.
+            raise UpstreamInvalid(str(failed), status=404) if isinstance(failed, UpstreamNotFound) else failed
         token, life = _read_token(await read_small(response, MAX_TOKEN_ANSWER), shown(realm))
         # A tenth of its life, at most half a minute, is left to requests that are on their way with it.
         return _Token(f"Bearer {token}", started + life - min(30.0, life / 10))

@@ -20,7 +20,7 @@ RESUMES = 4  # in a row without `PROGRESS` bytes in between; a stall, which cost
 PROGRESS = 1024 * 1024
 TRICKLE = 16 * 1024  # bytes that must come in one stall timeout of waiting
 
-_CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)")
+_CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19}|\*)")
 
 Open = Callable[[int, int | None], Awaitable[aiohttp.ClientResponse]]
 """Asks for the bytes from `start` to before `end`; answers 200 or 206, anything else is raised."""

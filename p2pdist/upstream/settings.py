@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,6 +59,13 @@ class UpstreamSettings:
         """What follows from the name alone: https, but http for loopback, as Docker and containerd do."""
         if name == "docker.io":
             return cls(name, DOCKER_HUB_URL)
-        host = URL(f"http://{name}").host or ""
-        loopback = host in ("localhost", "::1") or host.startswith("127.")
-        return cls(name, f"{'http' if loopback else 'https'}://{name}")
+        return cls(name, f"{'http' if _is_loopback(URL(f'http://{name}').host or '') else 'https'}://{name}")
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name, however it begins
+        return False

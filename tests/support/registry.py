@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import re
 import secrets
+import ssl
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -67,7 +68,9 @@ class FakeRegistry:
         storage: bool = False,
         referrers: bool = True,
         page: int | None = None,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
+        self._tls = tls
         self.host, self.port, self.referrers, self.page = host, port, referrers, page
         self._door = Door(auth)
         self.blobs: dict[Digest, bytes] = {}
@@ -138,7 +141,7 @@ class FakeRegistry:
 
     @property
     def url(self) -> str:
-        return f"http://{self.name}"
+        return f"{'https' if self._tls else 'http'}://{self.name}"
 
     # --- life ---
 
@@ -172,7 +175,7 @@ class FakeRegistry:
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.2)
         await runner.setup()
         self._runners.append(runner)
-        site = web.TCPSite(runner, self.host, port)
+        site = web.TCPSite(runner, self.host, port, ssl_context=self._tls)
         await site.start()
         return int(site._server.sockets[0].getsockname()[1])
 
@@ -227,9 +230,8 @@ class FakeRegistry:
             if blob is None:
                 return error(404, "BLOB_UNKNOWN")
             if self._storage:
-                url = (
-                    f"http://{self.host}:{self.storage_port}/storage/{target}?X-Signature=secret-{secrets.token_hex(4)}"
-                )
+                scheme = "https" if self._tls else "http"
+                url = f"{scheme}://{self.host}:{self.storage_port}/storage/{target}?X-Signature=secret-{secrets.token_hex(4)}"
                 return web.Response(status=307, headers={"Location": url})
             headers = {"Content-Type": "application/octet-stream", "Docker-Content-Digest": target}
             return await send(request, one, blob, headers, fault)

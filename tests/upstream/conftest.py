@@ -1,0 +1,61 @@
+"""A client of fake registries; retries without pauses."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any
+
+import pytest
+import stamina
+from support.registry import FakeRegistry
+
+from p2pdist.oci import Repository
+from p2pdist.upstream import Credentials, Registry, Upstreams, UpstreamSettings
+
+
+@pytest.fixture(autouse=True)
+def no_pauses() -> Iterator[None]:
+    with stamina.set_testing(True, attempts=10, cap=True):
+        yield
+
+
+class Client:
+    """A registry's client, and the repository that the tests ask for."""
+
+    def __init__(self, registry: Registry, repository: Repository, upstreams: Upstreams) -> None:
+        self.registry, self.repository, self.upstreams = registry, repository, upstreams
+
+    async def read(self, digest: Any, **options: Any) -> bytes:
+        async with self.registry.read_blob(self.repository, digest, **options) as body:
+            return b"".join([piece async for piece in body])
+
+
+MakeClient = Callable[..., Awaitable[Client]]
+
+
+@pytest.fixture
+async def client_of() -> AsyncIterator[MakeClient]:
+    """Makes a client of a fake registry: `await client_of(fake, credentials=..., clock=..., stall_timeout=...)`."""
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def make(
+            fake: FakeRegistry,
+            credentials: Credentials | None = None,
+            *,
+            clock: Any = None,
+            wall: Any = None,
+            **settings: Any,
+        ) -> Client:
+            clocks = {name: value for name, value in (("clock", clock), ("wall", wall)) if value is not None}
+            listed = [UpstreamSettings(fake.name, fake.url, **settings)]
+            upstreams = await stack.enter_async_context(Upstreams(listed, credentials or Credentials(), **clocks))
+            return Client(upstreams.registry(fake.name), Repository(fake.name, "library/a"), upstreams)
+
+        yield make
+
+
+@pytest.fixture
+async def fake() -> AsyncIterator[FakeRegistry]:
+    async with FakeRegistry() as registry:
+        yield registry
