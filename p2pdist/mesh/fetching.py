@@ -10,7 +10,7 @@ from typing import Protocol
 
 from p2pdist.errors import PeerError, ProtocolError, StorageError
 from p2pdist.mesh.decide import Ask
-from p2pdist.mesh.network import wake_after
+from p2pdist.mesh.network import WakeUp
 from p2pdist.mesh.wire import Head, parse_head
 from p2pdist.protocol import limits
 from p2pdist.protocol.chunks import chunk_range
@@ -64,18 +64,21 @@ class Outbound(asyncio.BufferedProtocol):
         self._fetch: Fetch | None = None
         self._head: Head | None = None
         self._transport: asyncio.Transport | None = None
-        self._wake = 1
+        self._wake: WakeUp | None = None
         self.usable = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvloop's is no subclass
         """Connected."""
         self._transport = transport
+        self._wake = WakeUp(transport)
         self.usable = True
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The peer or the network closed it."""
         self.usable = False
         self._transport = None
+        if self._wake is not None:
+            self._wake.close()
         self._give_up(exc or ConnectionResetError("the peer closed the connection"))
 
     def request(self, fetch: Fetch, headers: str) -> None:
@@ -158,10 +161,8 @@ class Outbound(asyncio.BufferedProtocol):
             self._owner.fetch_done(fetch, head)
 
     def _set_wake(self, remaining: int) -> None:
-        wake = min(_WAKE, remaining)
-        if wake != self._wake and self._transport is not None:
-            self._wake = wake
-            wake_after(self._transport, wake)
+        if self._wake is not None:
+            self._wake.after(min(_WAKE, remaining))
 
     def _finish(self) -> None:
         self._fetch = None
@@ -174,6 +175,8 @@ class Outbound(asyncio.BufferedProtocol):
         transport, self._transport = self._transport, None
         if transport is not None:
             transport.abort()
+        if self._wake is not None:
+            self._wake.close()
         self._give_up(why or ConnectionAbortedError("given up"))
 
     def _give_up(self, why: Exception) -> None:

@@ -144,7 +144,7 @@ class SwarmService:
         for blob in plan.blobs:
             if str(blob.digest) in self._transfers or self._store.find(blob.digest) is not None:
                 continue
-            transfer = Transfer(rollout, blob, self._loop.create_future())
+            transfer = Transfer(rollout, blob, self._loop.create_future(), self._loop.time())
             self._transfers[str(blob.digest)] = transfer
             rollout.transfers.append(transfer)
             new.append(transfer)
@@ -215,6 +215,7 @@ class SwarmService:
         exchange = transfer.exchange
         assert exchange is not None
         transfer.finishing = True
+        whole = self._loop.time()
         try:
             await exchange.commit(self._store)
         except DigestMismatch as error:
@@ -227,6 +228,14 @@ class SwarmService:
         if stored is None:
             await self._end(transfer, StorageError(f"{exchange.name} was evicted as soon as it was stored"))
             return
+        _log.info(
+            "blob stored",
+            digest=exchange.name,
+            size=exchange.size,
+            seconds=round(whole - transfer.began, 3),
+            proving_seconds=round(self._loop.time() - whole, 3),
+            from_upstream=transfer.from_upstream,
+        )
         self._tracker.send(wire.Done(exchange.name))
         exchange.listeners.remove(self._progressed)
         self._settle(transfer)

@@ -33,6 +33,7 @@ class Transfer:
     rollout: Rollout
     blob: PlannedBlob
     done: asyncio.Future[StoredBlob]
+    began: float  # loop time
     ready: asyncio.Event = field(default_factory=asyncio.Event)  # the exchange exists, or the transfer is over
     exchange: Exchange | None = None
     clients: int = 0
