@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 
 import aiohttp
 import structlog
@@ -27,6 +27,7 @@ FIRST_DELAY = 0.2  # seconds before the first new attempt; doubles
 LONGEST_DELAY = 5.0
 LASTING = 5.0  # seconds after which a session that ends is taken up again at once, with the same tracker
 CLOSE_TIMEOUT = 1.0  # seconds to say goodbye
+SHORTEST_SESSION, LONGEST_SESSION = 0.03, 86_400.0  # seconds of silence: what a tracker can ask for
 
 
 class TrackerClient:
@@ -49,6 +50,7 @@ class TrackerClient:
         on_message: Callable[[FromTracker], None],
         on_state: Callable[[bool], None],
         rng: random.Random | None = None,
+        pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         if not urls:
             raise ValueError("a tracker client needs at least one URL")
@@ -59,6 +61,7 @@ class TrackerClient:
         self._on_message = on_message
         self._on_state = on_state
         self._rng = rng or random.Random()
+        self._pause = pause  # between attempts
         self._queue: list[FromAgent] = []
         self._wake = asyncio.Event()
         self._asks: dict[int, asyncio.Future[Content | Fetch | Absent]] = {}
@@ -106,9 +109,9 @@ class TrackerClient:
                 attempt += 1
                 if await self._attempt(client, url) >= LASTING:
                     delay, attempt = FIRST_DELAY, attempt - 1  # the same one first
-                    await asyncio.sleep(self._rng.uniform(0, delay))
+                    await self._pause(self._rng.uniform(0, delay))
                 elif attempt % len(self._urls) == 0:  # all were tried
-                    await asyncio.sleep(self._rng.uniform(delay / 2, delay))
+                    await self._pause(self._rng.uniform(delay / 2, delay))
                     delay = min(LONGEST_DELAY, 2 * delay)
 
     async def _attempt(self, client: aiohttp.ClientSession, url: str) -> float:
@@ -164,6 +167,8 @@ class TrackerClient:
         signed = attest.membership_bytes(member.node, member.expires)
         if member.node != self._node or not attest.signature_holds(welcome.cluster_key, member.signature, signed):
             raise ProtocolError("the tracker's Welcome doesn't say that this node is a member")
+        if not SHORTEST_SESSION <= welcome.session_timeout <= LONGEST_SESSION:
+            raise ProtocolError(f"the tracker drops sessions after {welcome.session_timeout} s; that can't be meant")
 
     async def _converse(self, socket: ClientWebSocketResponse, welcome: Welcome, rest: list[FromTracker]) -> None:
         """Hand over what comes and send what is said, until the session is lost."""

@@ -20,13 +20,6 @@ from p2pdist.errors import P2pdistError
 from tracker.app import serve
 from tracker.config import TrackerSettings, example, load
 
-LEVELS = {
-    "debug": logging.DEBUG,
-    "info": logging.INFO,
-    "warning": logging.WARNING,
-    "error": logging.ERROR,
-}
-
 cli = typer.Typer(
     add_completion=False, rich_markup_mode="markdown", context_settings={"help_option_names": ["-h", "--help"]}
 )
@@ -36,7 +29,9 @@ cli = typer.Typer(
 def run(
     config: Annotated[Path | None, typer.Option("--config", "-c", help="TOML file; see --example.")] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on; overrides the file.")] = None,
-    port: Annotated[int | None, typer.Option(help="Port to listen on, 0 for any; overrides the file.")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Port to listen on, 0 for any; overrides the file.")
+    ] = None,
     data: Annotated[str | None, typer.Option(help="Directory of the cluster key; overrides the file.")] = None,
     print_example: Annotated[bool, typer.Option("--example", help="Print a configuration with every option.")] = False,
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
@@ -70,7 +65,7 @@ def run(
 
 def _log(level: str) -> None:
     structlog.configure(
-        wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -21,6 +22,7 @@ from p2pdist.errors import ConfigError
 from tracker.rules import BanRules, ContentRules, SwarmRules, option
 
 ENVIRONMENT = "P2PDIST_TRACKER_"
+LOG_LEVELS = ("debug", "info", "warning", "error")
 
 # what Kubernetes sets in every pod beside a Service called p2pdist-tracker; not meant for us
 _KUBERNETES = re.compile(ENVIRONMENT + r"(SERVICE_(HOST|PORT)\w*=|PORT_\d+_|PORT=(tcp|udp|sctp)://).*", re.DOTALL)
@@ -31,14 +33,20 @@ class TrackerSettings:
     """Everything a tracker can be told."""
 
     host: str = option("127.0.0.1", "address to listen on; 0.0.0.0 for all")
-    port: int = option(7070, "TCP port to listen on; 0: any free one")
+    port: int = option(7070, "TCP port to listen on; 0: any free one", least=0, most=65535)
     data_directory: str = option("", "where the cluster key is kept; empty: a new key at every start, nothing is kept")
-    session_timeout: float = option(30.0, "seconds of silence after which an agent's session is dropped")
-    hello_timeout: float = option(10.0, "seconds an agent has for its first message")
-    send_timeout: float = option(10.0, "seconds a frame may wait for an agent that doesn't read before it is dropped")
+    session_timeout: float = option(
+        30.0, "seconds of silence after which an agent's session is dropped", least=0.1, most=3600
+    )
+    hello_timeout: float = option(10.0, "seconds an agent has for its first message", least=0.1)
+    send_timeout: float = option(
+        10.0, "seconds a frame may wait for an agent that doesn't read before it is dropped", least=0.1
+    )
     send_queue: int = option(20_000, "messages that may wait for one agent before its session is dropped")
-    membership_time: float = option(86_400.0, "seconds for which a membership is signed; renewed at half of it")
-    log_level: str = option("info", "debug, info, warning or error")
+    membership_time: float = option(
+        86_400.0, "seconds for which a membership is signed; renewed at half of it", least=60
+    )
+    log_level: str = option("info", "how much is logged: debug, info, warning or error", choices=LOG_LEVELS)
     swarm: SwarmRules = field(default_factory=SwarmRules, metadata={"doc": "leases, credits and neighbours"})
     content: ContentRules = field(default_factory=ContentRules, metadata={"doc": "tags and small content"})
     bans: BanRules = field(default_factory=BanRules, metadata={"doc": "when a node is shut out"})
@@ -53,6 +61,9 @@ class Option:
     kind: type
     default: Any
     doc: str
+    least: float
+    most: float
+    choices: tuple[str, ...]
 
     @property
     def key(self) -> str:
@@ -77,7 +88,7 @@ def _options(table: str, kind: type) -> Iterator[Option]:
         if dataclasses.is_dataclass(hints[entry.name]):
             nested.append((entry.name, hints[entry.name]))
         else:
-            yield Option(table, entry.name, hints[entry.name], entry.default, entry.metadata["doc"])
+            yield Option(table, entry.name, hints[entry.name], entry.default, **entry.metadata)
     for name, inner in nested:
         yield from _options(name, inner)
 
@@ -146,8 +157,11 @@ def _convert(value: Any, setting: Option, where: str, *, strict: bool) -> Any:
         converted = msgspec.convert(value, kind, strict=strict)
     except msgspec.ValidationError as error:
         raise ConfigError(f"{where}: {error}; got {value!r}") from error
-    if kind in {int, float} and not 0 <= converted < float("inf"):
-        raise ConfigError(f"{where}: wanted a finite number, not below 0; got {value!r}")
+    if kind in {int, float} and not (setting.least <= converted <= setting.most and converted < math.inf):
+        most = "" if setting.most == math.inf else f" and at most {setting.most}"
+        raise ConfigError(f"{where}: wanted a number of at least {setting.least}{most}; got {value!r}")
+    if setting.choices and converted not in setting.choices:
+        raise ConfigError(f"{where}: wanted one of {', '.join(setting.choices)}; got {value!r}")
     return converted
 
 

@@ -2,28 +2,42 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
 from p2pdist.protocol import limits
 
 
-def option(default: Any, doc: str) -> Any:
-    """A dataclass field whose documentation travels with it: the example configuration is made from it."""
-    return field(default=default, metadata={"doc": doc})
+def option(
+    default: Any, doc: str, *, least: float | None = None, most: float = math.inf, choices: tuple[str, ...] = ()
+) -> Any:
+    """A dataclass field whose documentation and bounds travel with it: the configuration is read and shown by them.
+
+    Without `least` an int is at least 1 and a float at least 0.
+    """
+    if least is None:
+        least = 1 if isinstance(default, int) else 0
+    return field(default=default, metadata={"doc": doc, "least": least, "most": most, "choices": choices})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SwarmRules:
     """Leases, credits and neighbours. Times in seconds."""
 
-    degree: int = option(20, "neighbours a joining node gets (5: last node at 1.85 of the limit; 12: 1.15; 20: 1.09)")
+    degree: int = option(
+        20,
+        "neighbours a joining node gets (5: last node at 1.85 of the limit; 12: 1.15; 20: 1.09)",
+        most=limits.MAX_NEIGHBOURS,
+    )
     credits: int = option(8, "leases of one rollout that wait for their first half from upstream (4: 1.18; 16: 1.10)")
     first_credits: int = option(2, "credits a rollout starts with; one more for each that comes back")
     registry_credits: int = option(64, "credits out to one upstream registry, over all rollouts")
     leases_per_node: int = option(2, "unfinished leases of one node in a rollout")
-    run: int = option(1, "chunks in one lease (2 and 4: 1.085 and 1.095 instead of 1.077; 8: 1.20)")
-    lease_timeout: float = option(10.0, "seconds without progress after which a lease goes to another node, at least")
+    run: int = option(1, "chunks in one lease (2 and 4: 1.085 and 1.095 instead of 1.077; 8: 1.20)", most=64)
+    lease_timeout: float = option(
+        10.0, "seconds without progress after which a lease goes to another node, at least", least=0.1
+    )
     lease_timeout_factor: float = option(8.0, "the same as a multiple of what a first half takes on average")
     bench_time: float = option(10.0, "seconds without new leases for a node that let one expire and shows no progress")
     alone_after: float = option(
@@ -37,7 +51,9 @@ class SwarmRules:
     miss_again: float = option(
         3.0, "seconds after which a chunk still missed is leased though some node should have it"
     )
-    retry_after_failure: float = option(0.25, "seconds before a failed chunk is leased again; doubles up to 8 s")
+    retry_after_failure: float = option(
+        0.25, "seconds before a failed chunk is leased again; doubles up to 8 s", least=0.01
+    )
     settle: float = option(2.0, "seconds without leases for a swarm told of partial blobs, early in a tracker's life")
     settle_window: float = option(10.0, "how many seconds after its start a tracker settles swarms like that")
     vote_window: float = option(30.0, "seconds within which two nodes must call a third dead")
@@ -54,7 +70,9 @@ class ContentRules:
     """Small content: tags, manifests, configs and blobs up to `limits.SMALL_CONTENT`. Times in seconds."""
 
     tag_refresh: float = option(10.0, "seconds for which the answer for a tag is fresh; then one node asks upstream")
-    fetch_timeout: float = option(5.0, "seconds after which a fetch without an answer goes to the next waiter")
+    fetch_timeout: float = option(
+        5.0, "seconds after which a fetch without an answer goes to the next waiter", least=0.1
+    )
     absent_time: float = option(5.0, "seconds for which an upstream's refusal is remembered (a tag may be pushed)")
     absent_votes: int = option(2, "nodes that must be refused by the upstream before those that wait are told")
     tries: int = option(3, "fetches that may fail before those that wait are told, when there is nothing stale")
