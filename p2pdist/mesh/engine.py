@@ -331,8 +331,12 @@ class MeshEngine:
             link.close(ProtocolError(f"an impossible swarm: {frame.size} bytes in chunks of {frame.chunk_size}"))
             return
         theirs = OpenBlob(frame.digest, frame.size, frame.chunk_size, mask(frame.have))
+        joins = all(blob.digest != frame.digest for blob in link.blobs.values())
         link.blobs[frame.number] = theirs
         exchange = self._exchanges.get(frame.digest)
+        if joins and exchange is not None and exchange.have and exchange.chunk_size == frame.chunk_size:
+            # HAVEs go to those who take part: of what came here before it joined, on this older link, it was told nothing.
+            self._open_on(link, exchange)
         if exchange is None or (exchange.stored and exchange.chunk_size != frame.chunk_size):
             self._host.wanted_by_peer(frame.digest, frame.size, frame.chunk_size)
         self._meet(link, theirs)
