@@ -94,7 +94,7 @@ async def _layer(collector: Collector, digest: Digest, size: int, form: Form, ty
 
 
 async def _store(collector: Collector, base: str) -> None:
-    """A GPG signature store, `<base>/<repository without host>@sha256=<hex>/signature-N`: containers-registries.d(5)."""
+    """A GPG store: `<base>/<repository without host>@sha256=<hex>/signature-N` (containers-registries.d(5))."""
     path = f"{collector.repository.name}@{collector.digest.algorithm}={collector.digest.hex}"
     first = 1
     for depth, count in enumerate(_STORE_ROUNDS, 1):

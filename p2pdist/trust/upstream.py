@@ -120,11 +120,12 @@ def next_query(link: str | None) -> str | None:
 def _read_file(path: Path, limit: int) -> bytes | None:
     try:
         with path.open("rb") as file:
-            return file.read(limit + 1)
+            data = file.read(limit + 1)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise UpstreamUnreachable(f"{path}: {error.strerror}") from error
+    return _within(data, limit)
 
 
 async def _whole(response: aiohttp.ClientResponse, limit: int) -> bytes:
@@ -135,4 +136,10 @@ async def _whole(response: aiohttp.ClientResponse, limit: int) -> bytes:
         data += piece
         if len(data) > limit:
             break
-    return bytes(data)
+    return _within(bytes(data), limit)
+
+
+def _within(data: bytes, limit: int) -> bytes:
+    if len(data) > limit:
+        raise UpstreamInvalid(f"a signature of more than {limit} bytes")
+    return data
