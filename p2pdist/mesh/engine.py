@@ -335,7 +335,7 @@ class MeshEngine:
         link.blobs[frame.number] = theirs
         exchange = self._exchanges.get(frame.digest)
         if joins and exchange is not None and exchange.have and exchange.chunk_size == frame.chunk_size:
-            # HAVEs go to those who take part: of what came here before it joined, on this older link, it was told nothing.
+            # HAVEs go only to those who take part: of what came here before it joined it was told nothing.
             self._open_on(link, exchange)
         if exchange is None or (exchange.stored and exchange.chunk_size != frame.chunk_size):
             self._host.wanted_by_peer(frame.digest, frame.size, frame.chunk_size)
