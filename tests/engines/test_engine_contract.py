@@ -74,6 +74,23 @@ def test_chunks_travel_on_before_the_blob_is_complete_and_enter_once(run: Callab
     run(case)
 
 
+def test_a_node_that_joins_over_an_older_link_gets_what_came_before_it(run: Callable[[Case], None]) -> None:
+    async def case(lab: Lab, network: MemoryNetwork) -> None:
+        first, late = await lab.node("first"), await lab.node("late")
+        complete = await lab.fetch(first, DATA, CHUNK)
+        late.engine.link([first.info])  # for another blob, long ago
+        await until(lambda: bool(first.engine.links()) and bool(late.engine.links()))
+        for index in range(COUNT):
+            lab.give(first, DATA, index)
+        await until(lambda: complete.whole)
+        exchange = await lab.fetch(late, DATA, CHUNK)
+        await until(lambda: exchange.whole)
+        await exchange.commit(late.store)
+        assert exchange.read(0, len(DATA)) == DATA
+
+    run(case)
+
+
 def test_a_peer_that_sends_other_bytes_than_attested_is_refused_named_and_dropped(
     run: Callable[[Case], None],
 ) -> None:
