@@ -57,6 +57,7 @@ class Docker:
         config = {
             "registry-mirrors": mirrors,
             "insecure-registries": [registry],
+            "max-download-attempts": 2,  # the default of 5 only makes the wait longer when a mirror dies: 80 s
             "deprecated-key-path": str(self.directory / "key.json"),  # else it writes into /etc/docker
         }
         (self.directory / "daemon.json").write_text(json.dumps(config))
