@@ -58,10 +58,12 @@ def within(at: datetime, start: datetime | None, end: datetime | None) -> bool:
 
 
 def load_der(der: bytes, what: str) -> x509.Certificate:
-    """The certificate that `der` is, its extensions readable."""
+    """The certificate that `der` is, every part of it readable."""
     with refusing(what):
         certificate = x509.load_der_x509_certificate(der)
-        _ = certificate.extensions  # parsed lazily: a duplicate or broken one shows here and not later
+        # `cryptography` parses these when they are asked for: what is broken shows here and not later.
+        _ = certificate.extensions, certificate.subject, certificate.issuer, certificate.public_key()
+        _ = certificate.not_valid_before_utc, certificate.not_valid_after_utc, certificate.signature_hash_algorithm
         return certificate
 
 
