@@ -20,7 +20,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from p2pdist import __version__
 from p2pdist.admin import AdminServer
 from p2pdist.config import AgentConfig
-from p2pdist.errors import StorageError, TrackerError
+from p2pdist.errors import OperationError, StorageError, TrackerError
 from p2pdist.mesh.engine import MeshEngine, MeshSettings
 from p2pdist.mesh.network import TcpNetwork
 from p2pdist.mirror import MirrorServer, MirrorSettings
@@ -101,7 +101,11 @@ class Agent:
             self._swarms = SwarmService(
                 self._store, self._upstreams.registry, self._engine, self._attestor, self._session, SwarmSettings()
             )
-            await self._engine.start(self._swarms)
+            try:
+                await self._engine.start(self._swarms)
+            except OSError as error:
+                peer = f"{config.peer.host}:{config.peer.port}"
+                raise OperationError(f"can't listen on {peer} for other nodes (peer.port): {error}") from error
             stack.push_async_callback(self._engine.stop)
             await self._swarms.start()
             stack.push_async_callback(self._swarms.stop)

@@ -40,6 +40,7 @@ from p2pdist.upstream import RawAnswer, Upstreams
 _T = TypeVar("_T")
 _log = structlog.get_logger("p2pdist.pull")
 _PIECE = 256 * 1024
+_PAUSE = 3.0  # seconds that a small read waits when the upstream asks for it (429)
 _PATIENCE = 240.0  # seconds that a stream waits for its own next chunk while its rollout moves (CRI gives up at 300)
 
 
@@ -211,7 +212,7 @@ class Pull:
             answer = None
         registry = self._upstreams.registry(repository.registry)
         try:
-            fetched = await registry.get_manifest(repository, target, authorization=authorization)
+            fetched = await registry.get_manifest(repository, target, authorization=authorization, patience=_PAUSE)
         except UpstreamError as error:
             if isinstance(answer, wire.Fetch):
                 self._refuse(answer.key, error)
@@ -272,7 +273,8 @@ class Pull:
 
     def _refuse(self, key: str, error: UpstreamError) -> None:
         status = error.status or (404 if isinstance(error, UpstreamNotFound) else 0)
-        self._cluster.send(wire.Refuse(key, status, not error.temporary, error.retry_after or 0.0))
+        final = isinstance(error, (UpstreamNotFound, UpstreamDenied))
+        self._cluster.send(wire.Refuse(key, status, final, error.retry_after or 0.0))
 
     # --- blobs ---------------------------------------------------------------------------------------------------
 
@@ -335,7 +337,7 @@ class Pull:
     async def _read_small(self, repository: Repository, digest: Digest, size: int) -> bytes:
         registry = self._upstreams.registry(repository.registry)
         data = bytearray()
-        async with registry.read_blob(repository, digest, start=0, end=None, size=size) as body:
+        async with registry.read_blob(repository, digest, size=size, patience=_PAUSE) as body:
             async for piece in body:
                 data += piece
                 self._swarms.bytes_from_upstream += len(piece)

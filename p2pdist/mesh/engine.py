@@ -160,6 +160,8 @@ class MeshEngine:
     def unleased(self, exchange: Exchange, index: int) -> None:
         """The read is over."""
         self._decide.unleased(exchange.name, index)
+        if self._orphaned is not None:
+            self._loop.call_soon(self._look_for_more, self._loop.time())  # the next chunk need not wait for the tick
 
     def coming(self, exchange: Exchange, index: int) -> None:
         """Half of a leased chunk is here."""

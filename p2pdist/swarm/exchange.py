@@ -260,10 +260,10 @@ class Exchange:
         self.pulse()
         await staging.close()
 
-    async def close(self) -> None:
-        """Let go of the files; a partial stays on disk for a later start."""
+    async def close(self, *, keep: bool = True) -> None:
+        """Let go of the files; `keep`: a partial stays on disk for a later start."""
         if self._staging is not None:
-            await self._staging.close()
+            await (self._staging.close() if keep else self._staging.abandon())
         if self._blob is not None:
             self._blob.close()
         self.fail(self.failure or StorageError(f"{self.name} is closed"))

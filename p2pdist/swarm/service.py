@@ -105,8 +105,6 @@ class SwarmService:
 
     async def stop(self) -> None:
         """Leave every swarm; partial blobs stay on disk for the next start."""
-        for transfer in list(self._transfers.values()):
-            self._tracker.send(wire.Leave(str(transfer.blob.digest)))
         await self._scope.stop()
         for transfer in list(self._transfers.values()):
             await self._end(transfer, StorageError("the agent is stopping"))
@@ -138,7 +136,7 @@ class SwarmService:
             return running
         rollout = self._rollouts.get(plan.rollout)
         if rollout is None:
-            rollout = self._rollouts[plan.rollout] = Rollout(plan)
+            rollout = self._rollouts[plan.rollout] = Rollout(plan, self._loop.time())
         rollout.last_interest = self._loop.time()
         new: list[Transfer] = []
         for blob in plan.blobs:
@@ -164,6 +162,7 @@ class SwarmService:
         for transfer in new:
             if transfer.exchange is None and not transfer.done.done():
                 await self._open(transfer, chunk_size_for(rollout.plan.size, transfer.blob.size))
+        self._help(rollout, self._loop.time())
 
     def _join(self, rollout: Rollout) -> None:
         wants = [self._want_of(transfer) for transfer in rollout.unfinished]
@@ -247,13 +246,14 @@ class SwarmService:
         """Some attestation was false: every chunk not read here is forgotten and read from upstream."""
         exchange = transfer.exchange
         assert exchange is not None
-        _log.error("an attestation was false", digest=exchange.name, error=str(error))
+        _log.error("every chunk was proved and the whole is wrong: somebody lied", digest=exchange.name, why=str(error))
         if transfer.distrusted:
             await self._end(transfer, error)
             return
         transfer.distrusted = True
         transfer.finishing = False
         self._engine.remove(exchange)
+        self._tracker.send(wire.Leave(exchange.name))
         for index in range(exchange.count):
             exchange.forget(index)
         self._stream(transfer)
@@ -269,11 +269,12 @@ class SwarmService:
             del self._rollouts[rollout.plan.rollout]
 
     async def _end(self, transfer: Transfer, error: Exception) -> None:
-        self._settle(transfer)
         transfer.fail(error)
+        self._tracker.send(wire.Leave(str(transfer.blob.digest)))
         if transfer.exchange is not None:
             self._engine.remove(transfer.exchange)
-            await transfer.exchange.close()
+            await transfer.exchange.close(keep=not isinstance(error, DigestMismatch))
+        self._settle(transfer)  # last: the partial can be staged again only now
 
     # --- seeding -------------------------------------------------------------------------------------------------
 
@@ -342,7 +343,7 @@ class SwarmService:
     def read_alone(self, exchange: Exchange, index: int) -> None:
         """See `engine.Host`."""
         transfer = self._transfers.get(exchange.name)
-        if transfer is not None and self._engine.leased(exchange, index):
+        if transfer is not None and not transfer.alone and self._engine.leased(exchange, index):
             transfer.reads += 1
             self._scope.spawn(self._read_lease(transfer, exchange, index, index + 1))
 
@@ -464,12 +465,13 @@ class SwarmService:
             await asyncio.sleep(wait)
 
     def _failed(self, transfer: Transfer, exchange: Exchange, index: int, error: UpstreamError) -> None:
+        final = isinstance(error, (UpstreamNotFound, UpstreamDenied))
         status = error.status or (404 if isinstance(error, UpstreamNotFound) else 0)
         told = self._tracker.send(
-            wire.Failed(exchange.name, index, status, not error.temporary, error.retry_after or 0.0, str(error)[:512])
+            wire.Failed(exchange.name, index, status, final, error.retry_after or 0.0, str(error)[:512])
         )
         _log.warning("a read from upstream failed", digest=exchange.name, chunk=index, error=str(error))
-        if not told and not error.temporary:
+        if not told and final:
             self._scope.spawn(self._end(transfer, error))
 
     def _stream(self, transfer: Transfer) -> None:
@@ -533,17 +535,16 @@ class SwarmService:
                     rollout.last_interest = now
                 if now - rollout.last_interest > self._settings.linger_seconds:
                     for transfer in rollout.unfinished:
-                        self._tracker.send(wire.Leave(str(transfer.blob.digest)))
                         await self._end(transfer, UpstreamUnreachable("nobody waits for this blob any more"))
                 else:
                     self._help(rollout, now)
 
     def _help(self, rollout: Rollout, now: float) -> None:
-        quiet = now - max(rollout.last_progress, rollout.last_interest if not rollout.last_progress else 0.0)
-        lonely = not self._tracker.connected and not self._engine.links()
-        if quiet < (self._settings.join_seconds if lonely else self._settings.stuck_seconds) and not (
-            lonely and any(transfer.alone for transfer in rollout.transfers)
-        ):
+        """Read from upstream what nobody else will bring: at once where nobody else is, else when nothing moves."""
+        if not self._tracker.connected and not self._engine.links():
+            if self.known and now - rollout.began < self._settings.join_seconds:
+                return  # neighbours of an earlier run may still answer
+        elif now - max(rollout.last_progress, rollout.began) < self._settings.stuck_seconds:
             return
         streams = sum(transfer.alone for transfer in self._transfers.values())
         for transfer in rollout.unfinished:

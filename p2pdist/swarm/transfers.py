@@ -15,6 +15,7 @@ class Rollout:
     """The transfers of one plan. Times are loop times in seconds."""
 
     plan: Plan
+    began: float
     transfers: list[Transfer] = field(default_factory=list)
     last_progress: float = 0.0
     last_interest: float = 0.0
