@@ -60,7 +60,7 @@ def _rows(answer: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
             for name, value in values.items():
                 yield section, name.replace("_", " "), _shown(name, value)
         else:
-            yield section, "", _shown(section, values)
+            yield section.replace("_", " "), "", _shown(section, values)
 
 
 def _shown(name: str, value: Any) -> str:

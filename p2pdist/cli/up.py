@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import textwrap
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -97,7 +98,14 @@ def welcome(config: AgentConfig, tracker_port: int | None) -> str:
     names = [registry.name for registry in config.registries]
     lines = [f"This node mirrors {', '.join(names)} at http://{mirror}, and keeps its data in {config.node.data_dir}."]
     for snippet in snippets(mirror, names):
-        lines += ["", f"{snippet.daemon}: into {snippet.path}", "", *_indented(snippet.text), "", f"  {snippet.note}"]
+        lines += [
+            "",
+            f"{snippet.daemon}: into {snippet.path}",
+            "",
+            *_indented(snippet.text),
+            "",
+            *_wrapped(snippet.note),
+        ]
     lines.append("")
     if tracker_port is None:
         lines.append(f"It works with the nodes of the tracker at {', '.join(config.tracker.urls)}.")
@@ -118,6 +126,11 @@ def own_address() -> str:
         except OSError:
             return "127.0.0.1"
         return str(probe.getsockname()[0])
+
+
+def _wrapped(text: str) -> list[str]:
+    """For reading; what is to be copied must never be broken."""
+    return textwrap.wrap(text, 100, break_on_hyphens=False, break_long_words=False)
 
 
 def _indented(text: str) -> list[str]:
