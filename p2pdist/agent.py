@@ -8,10 +8,11 @@ import random
 import time
 from collections.abc import Callable, Iterable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import structlog
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from prometheus_client import CollectorRegistry
@@ -24,14 +25,15 @@ from p2pdist.errors import OperationError, StorageError, TrackerError
 from p2pdist.mesh.engine import MeshEngine, MeshSettings
 from p2pdist.mesh.network import TcpNetwork
 from p2pdist.mirror import MirrorServer, MirrorSettings
-from p2pdist.oci import Digest, Index, Manifest, Repository
 from p2pdist.protocol import messages as wire
 from p2pdist.pull import Pull, PullSettings
+from p2pdist.signature_source import SharedSource
 from p2pdist.store import Store
 from p2pdist.swarm.attest import Attestor
 from p2pdist.swarm.memory import recall, remember
 from p2pdist.swarm.service import SwarmService, SwarmSettings
 from p2pdist.tracker_client import TrackerClient
+from p2pdist.trust import Enforcement, TrustGate, TrustSettings
 from p2pdist.upstream import Credentials, Upstreams, UpstreamSettings
 
 _log = structlog.get_logger("p2pdist.agent")
@@ -45,16 +47,6 @@ class AgentStatus:
     mirror_port: int
     peer_port: int
     node: str  # hex of the node's public key
-
-
-class OpenGate:
-    """Lets everything through: there is no signature policy."""
-
-    async def admit_manifest(self, repository: Repository, target: str, manifest: Manifest | Index) -> None:
-        """Always."""
-
-    def admit_blob(self, repository: Repository, digest: Digest) -> None:
-        """Always."""
 
 
 class Session:
@@ -86,6 +78,7 @@ class Agent:
         self._config = config
         self._started = time.time()
         self._session = Session()
+        self._gate: TrustGate | None = None
 
     async def run(self, ready: Callable[[AgentStatus], None] | None = None, stop: asyncio.Event | None = None) -> None:
         """Serve until `stop` is set (for ever without one)."""
@@ -112,10 +105,13 @@ class Agent:
             memory = config.node.data_dir / "cluster.json"
             self._swarms.known = recall(memory, self._attestor)
             stack.callback(lambda: remember(memory, self._attestor, self._engine.links() or self._swarms.known))
-            self._pull = Pull(self._store, self._upstreams, self._swarms, self._session, OpenGate(), PullSettings())
+            self._pull = Pull(self._store, self._upstreams, self._swarms, self._session, PullSettings())
             await self._pull.start()
             stack.push_async_callback(self._pull.stop)
+            await self._open_gate(stack)
             tasks = await stack.enter_async_context(asyncio.TaskGroup())
+            if self._gate is not None:
+                stack.callback(tasks.create_task(self._gate.run()).cancel)
             if config.tracker.urls:
                 client = self._session.client = self._make_client(key)
                 session = tasks.create_task(client.run())
@@ -128,6 +124,23 @@ class Agent:
                 ready(AgentStatus(config.mirror.host, self._mirror.port, self._engine.port, self._attestor.node.hex()))
             _log.info("ready", mirror=self._mirror.port, peers=self._engine.port, data=str(config.node.data_dir))
             await stop.wait()
+
+    async def _open_gate(self, stack: AsyncExitStack) -> None:
+        """Put the policy in force; ConfigError if it can't be."""
+        trust = self._config.trust
+        if trust.enforcement == "off":
+            return
+        settings = TrustSettings(
+            Enforcement(trust.enforcement),
+            trust.policy_file,
+            self._config.node.data_dir / "trust.sqlite3",
+            lookaside=dict(store.split("=", 1) for store in trust.lookaside),
+            ttl_seconds=trust.ttl_seconds,
+        )
+        session = await stack.enter_async_context(aiohttp.ClientSession())
+        source = SharedSource(self._upstreams, session, self._pull)
+        self._gate = self._pull.gate = await TrustGate.open(settings, source)
+        stack.push_async_callback(self._gate.close)
 
     def _make_upstreams(self) -> Upstreams:
         settings = [
@@ -189,6 +202,7 @@ class Agent:
                 "connected": self._session.connected,
                 "nodes": self._swarms.nodes,
             },
+            "trust": self._trust_status(),
             "store": {"blobs": len(stored), "bytes": sum(blob.size for blob in stored)},
             "transfer": {
                 "bytes_from_upstream": self._swarms.bytes_from_upstream,
@@ -214,6 +228,27 @@ class Agent:
             ],
         }
 
+    def _trust_status(self) -> dict[str, Any]:
+        if self._gate is None:
+            return {"enforcement": "off"}
+        status = self._gate.status()
+        return {
+            "enforcement": str(status.enforcement),
+            "counts": asdict(status.counts),
+            "policy": {"file": status.policy_file, "generation": status.generation, "problem": status.problem},
+            "refusals": [
+                {
+                    "at": one.at,
+                    "enforced": one.enforced,
+                    "repository": one.verdict.repository,
+                    "target": one.verdict.target,
+                    "digest": one.verdict.digest,
+                    "reason": one.verdict.reason,
+                }
+                for one in status.refusals
+            ],
+        }
+
     def _make_metrics(self) -> CollectorRegistry:
         registry = CollectorRegistry()
         registry.register(_Metrics(self.status))
@@ -233,6 +268,8 @@ class _Metrics:
                 yield GaugeMetricFamily("p2pdist_seeds", "Stored blobs that are open for peers", value=value)
             else:
                 yield CounterMetricFamily(f"p2pdist_{name}", name.replace("_", " "), value=value)
+        for name, value in status["trust"].get("counts", {}).items():
+            yield CounterMetricFamily(f"p2pdist_trust_{name}", name.replace("_", " "), value=value)
         yield GaugeMetricFamily("p2pdist_links", "Peers with an open link", value=status["peer"]["links"])
         connected = float(status["tracker"]["connected"])
         yield GaugeMetricFamily("p2pdist_tracker_connected", "1 with a tracker session", value=connected)

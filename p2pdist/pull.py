@@ -26,7 +26,7 @@ from p2pdist.errors import (
     UpstreamNotFound,
     UpstreamUnreachable,
 )
-from p2pdist.oci import Digest, Index, Manifest, Repository, parse_manifest
+from p2pdist.oci import Digest, Manifest, Repository, parse_manifest
 from p2pdist.protocol import messages as wire
 from p2pdist.protocol.chunks import chunk_range
 from p2pdist.protocol.limits import SMALL_CONTENT
@@ -35,6 +35,7 @@ from p2pdist.store import BlobFile, Store
 from p2pdist.swarm.plan import Plans, plan_of_blob
 from p2pdist.swarm.service import SwarmService
 from p2pdist.swarm.transfers import Transfer
+from p2pdist.trust import Gate, OpenGate
 from p2pdist.upstream import RawAnswer, Upstreams
 
 _T = TypeVar("_T")
@@ -58,16 +59,6 @@ class Cluster(Protocol):
         """Small content by key; TrackerError when no answer comes."""
 
 
-class Gate(Protocol):
-    """What may be handed to a daemon."""
-
-    async def admit_manifest(self, repository: Repository, target: str, manifest: Manifest | Index) -> None:
-        """PolicyError, with the reason, if it may not."""
-
-    def admit_blob(self, repository: Repository, digest: Digest) -> None:
-        """PolicyError, with the reason, if it may not."""
-
-
 @dataclass(frozen=True, slots=True)
 class PullSettings:
     """Times in seconds."""
@@ -77,8 +68,8 @@ class PullSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class VerifiedManifest:
-    """A manifest whose digest is proved and that the policy lets through."""
+class FoundManifest:
+    """A manifest whose digest is proved; whether it may be served is the gate's to say."""
 
     raw: bytes
     media_type: str
@@ -94,7 +85,6 @@ class Pull:
         upstreams: Upstreams,
         swarms: SwarmService,
         cluster: Cluster,
-        gate: Gate,
         settings: PullSettings,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -102,11 +92,11 @@ class Pull:
         self._upstreams = upstreams
         self._swarms = swarms
         self._cluster = cluster
-        self._gate = gate
+        self.gate: Gate = OpenGate()
         self._settings = settings
         self._clock = clock
         self._plans = Plans()
-        self._flights: dict[str, asyncio.Future[VerifiedManifest]] = {}
+        self._flights: dict[str, asyncio.Future[FoundManifest]] = {}
         self._small: dict[str, asyncio.Future[None]] = {}
 
     async def start(self) -> None:
@@ -120,20 +110,24 @@ class Pull:
 
     # --- manifests -----------------------------------------------------------------------------------------------
 
-    async def manifest(
-        self, repository: Repository, target: str, *, authorization: str | None = None
-    ) -> VerifiedManifest:
+    async def manifest(self, repository: Repository, target: str, *, authorization: str | None = None) -> FoundManifest:
         """See `mirror.source.Source`."""
+        found = await self.ungated_manifest(repository, target, authorization=authorization)
+        parsed = parse_manifest(found.raw, found.media_type, found.digest.algorithm)
+        await self.gate.admit_manifest(repository, target, parsed, authorization=authorization)
+        return found
+
+    async def ungated_manifest(
+        self, repository: Repository, target: str, *, authorization: str | None = None
+    ) -> FoundManifest:
+        """The manifest whatever the policy says of it: for what judges it, and for prefetching. Single flight."""
         self._upstreams.registry(repository.registry)  # refuses what is not allowed before anything is asked
         key = f"{repository} {target} {authorization or ''}"
         flight = self._flights.get(key)
         if flight is None:
             flight = self._flights[key] = asyncio.get_running_loop().create_future()
             self._scope.spawn(self._fly(self._flights, key, flight, self._manifest(repository, target, authorization)))
-        found = await asyncio.shield(flight)
-        parsed = parse_manifest(found.raw, found.media_type, found.digest.algorithm)
-        await self._gate.admit_manifest(repository, target, parsed)
-        return found
+        return await asyncio.shield(flight)
 
     async def _fly(
         self,
@@ -155,7 +149,7 @@ class Pull:
         finally:
             flights.pop(key, None)
 
-    async def _manifest(self, repository: Repository, target: str, authorization: str | None) -> VerifiedManifest:
+    async def _manifest(self, repository: Repository, target: str, authorization: str | None) -> FoundManifest:
         try:
             digest: Digest | None = Digest.parse(target)
         except InvalidDigest:
@@ -171,12 +165,12 @@ class Pull:
             self._plans.learn(repository, parsed)
         return found
 
-    async def _tagged(self, repository: Repository, tag: str, authorization: str | None) -> VerifiedManifest:
+    async def _tagged(self, repository: Repository, tag: str, authorization: str | None) -> FoundManifest:
         known = self._store.tag(str(repository), tag)
         fresh = known is not None and self._clock() - known[1] < self._settings.tag_seconds
         try:
             if known is not None and fresh and not self._cluster.connected:
-                return await self.manifest(repository, known[0], authorization=authorization)
+                return await self.ungated_manifest(repository, known[0], authorization=authorization)
             found = await self._fetch_manifest(f"tag {repository}:{tag}", repository, tag, None, authorization)
         except UpstreamError as error:
             if known is None or not error.temporary:
@@ -189,7 +183,7 @@ class Pull:
         self._store.set_tag(str(repository), tag, str(found.digest), self._clock())
         return found
 
-    async def _stored_manifest(self, repository: Repository, digest: Digest) -> VerifiedManifest | None:
+    async def _stored_manifest(self, repository: Repository, digest: Digest) -> FoundManifest | None:
         media_type = self._store.media_type(digest)
         if media_type is None or str(repository) not in self._store.repositories(digest):
             return None
@@ -197,11 +191,11 @@ class Pull:
         if blob is None:
             return None
         with blob:
-            return VerifiedManifest(blob.pread(0, blob.size), media_type, digest)
+            return FoundManifest(blob.pread(0, blob.size), media_type, digest)
 
     async def _fetch_manifest(
         self, key: str, repository: Repository, target: str, digest: Digest | None, authorization: str | None
-    ) -> VerifiedManifest:
+    ) -> FoundManifest:
         if authorization is None:
             answer = await self._ask(key)
             if isinstance(answer, wire.Content):
@@ -230,7 +224,7 @@ class Pull:
 
     async def _from_content(
         self, repository: Repository, content: wire.Content, digest: Digest | None
-    ) -> VerifiedManifest | None:
+    ) -> FoundManifest | None:
         """The tracker's answer, proved; None where it holds only the digest and that is what was asked for."""
         named = Digest.parse(content.digest)
         if digest is not None and named != digest:
@@ -240,10 +234,10 @@ class Pull:
                 raise UpstreamInvalid(f"the tracker's bytes for {named} have another digest")
             return await self._keep(repository, content.data, content.media_type, named)
         if digest is None:
-            return await self.manifest(repository, str(named))
+            return await self.ungated_manifest(repository, str(named))
         return None
 
-    async def _keep(self, repository: Repository, raw: bytes, media_type: str, digest: Digest) -> VerifiedManifest:
+    async def _keep(self, repository: Repository, raw: bytes, media_type: str, digest: Digest) -> FoundManifest:
         parse_manifest(raw, media_type, digest.algorithm)
         try:
             stored = await self._store.put(raw, digest)
@@ -253,7 +247,7 @@ class Pull:
             raise
         except StorageError as error:
             _log.warning("a manifest is passed through without being stored", error=str(error))
-        return VerifiedManifest(raw, media_type, digest)
+        return FoundManifest(raw, media_type, digest)
 
     async def _ask(self, key: str) -> wire.Content | wire.Fetch | None:
         """The cluster's answer; None where there is no tracker. UpstreamError if the upstream refused the cluster."""
@@ -281,7 +275,7 @@ class Pull:
     async def blob(self, repository: Repository, digest: Digest, *, authorization: str | None = None) -> Handle:
         """See `mirror.source.Source`."""
         self._upstreams.registry(repository.registry)
-        self._gate.admit_blob(repository, digest)
+        await self._admit_blob(repository, digest, authorization)
         stored = self._store.find(digest)
         size = stored.size if stored is not None else self._plans.size(repository, digest)
         if size is None:
@@ -294,7 +288,7 @@ class Pull:
     async def blob_info(self, repository: Repository, digest: Digest, *, authorization: str | None = None) -> int:
         """See `mirror.source.Source`."""
         registry = self._upstreams.registry(repository.registry)
-        self._gate.admit_blob(repository, digest)
+        await self._admit_blob(repository, digest, authorization)
         stored = self._store.find(digest)
         known = stored.size if stored is not None else self._plans.size(repository, digest)
         if known is not None:
@@ -303,6 +297,10 @@ class Pull:
         if size is None:
             raise UpstreamInvalid(f"the upstream does not say how long {digest} is")
         return size
+
+    async def _admit_blob(self, repository: Repository, digest: Digest, authorization: str | None) -> None:
+        await self.gate.revive_blob(repository, digest, authorization=authorization)
+        self.gate.admit_blob(repository, digest)
 
     def transfer(self, repository: Repository, digest: Digest, size: int) -> Transfer:
         """The running or new transfer of a large blob."""

@@ -10,6 +10,7 @@ from p2pdist.config.options import (
     PeerConfig,
     RegistryConfig,
     TrackerConfig,
+    TrustConfig,
     UpstreamConfig,
 )
 from p2pdist.config.values import human_size, parse_size
@@ -23,6 +24,7 @@ __all__ = [
     "PeerConfig",
     "RegistryConfig",
     "TrackerConfig",
+    "TrustConfig",
     "UpstreamConfig",
     "human_size",
     "load_agent",

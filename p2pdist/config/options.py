@@ -190,6 +190,31 @@ class RegistryConfig(Section):
 
 
 @dataclass(frozen=True, slots=True)
+class TrustConfig(Section):
+    """Which images may reach the daemon: a signature policy. docs/policy.md has an example for each common case."""
+
+    enforcement: str = _option(
+        v.one_of("off", "warn", "enforce"),
+        "off",
+        '"enforce": what the policy refuses is answered 403; it holds only where the agent is the daemon\'s only way '
+        'out. "warn": everything passes, what would have been refused is logged, counted and shown. "off": no policy.',
+    )
+    policy_file: Path | None = _option(
+        v.optional(v.PATH, "", "none"),
+        None,
+        "The policy, in the form of containers-policy.json(5) with the additions of docs/policy.md. Read again when it "
+        "changes; a wrong one is refused as a whole and the old one stays in force.",
+    )
+    lookaside: tuple[str, ...] = _option(
+        v.list_of(v.TEXT),
+        (),
+        "GPG signature stores as SCOPE=URL, for example registry.example/team=https://sigs.example/team; "
+        "the most specific scope wins.",
+    )
+    ttl_seconds: float = _option(v.SECONDS, 86_400.0, "How long a verdict holds, at most.")
+
+
+@dataclass(frozen=True, slots=True)
 class AdminConfig(Section):
     """The agent's own interface, for `p2pdist status` and metrics: HTTP on a Unix socket that only its user opens."""
 
@@ -222,6 +247,7 @@ class AgentConfig:
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
     upstream: UpstreamConfig = field(default_factory=UpstreamConfig)
     registries: tuple[RegistryConfig, ...] = field(default_factory=lambda: (RegistryConfig(),))
+    trust: TrustConfig = field(default_factory=TrustConfig)
     admin: AdminConfig = field(default_factory=AdminConfig)
     log: LogConfig = field(default_factory=LogConfig)
 
@@ -230,6 +256,11 @@ class AgentConfig:
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
             raise ConfigError(f"registries: {v.quoted(twice)} is there twice")
+        if self.trust.enforcement != "off" and self.trust.policy_file is None:
+            raise ConfigError(f'trust.policy_file: enforcement = "{self.trust.enforcement}" needs a policy')
+        for store in self.trust.lookaside:
+            if not all(store.partition("=")):
+                raise ConfigError(f"trust.lookaside: {v.quoted(store)} is not SCOPE=URL")
         if self.admin.socket is None:
             try:
                 v.SOCKET.accept(self.admin_socket)
@@ -251,6 +282,7 @@ def section_types() -> dict[str, type[Section]]:
         "tracker": TrackerConfig,
         "upstream": UpstreamConfig,
         "registries": RegistryConfig,
+        "trust": TrustConfig,
         "admin": AdminConfig,
         "log": LogConfig,
     }

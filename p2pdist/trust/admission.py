@@ -19,6 +19,10 @@ class Gate(Protocol):
         """
         ...
 
+    async def revive_blob(self, repository: Repository, digest: Digest, *, authorization: str | None = None) -> None:
+        """Judge again what passed before the policy changed or its time ended; raises nothing."""
+        ...
+
     def admit_blob(self, repository: Repository, digest: Digest) -> None:
         """Return if a blob of this repository may be served; else PolicyError."""
         ...
@@ -33,4 +37,7 @@ class OpenGate:
         """See Gate."""
 
     def admit_blob(self, repository: Repository, digest: Digest) -> None:
+        """See Gate."""
+
+    async def revive_blob(self, repository: Repository, digest: Digest, *, authorization: str | None = None) -> None:
         """See Gate."""

@@ -1,0 +1,107 @@
+"""A policy in force at the agent: what faces the daemon is gated, and signatures are read about once per cluster."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from support.fleet import Fleet
+from support.registry import FakeRegistry, Image, noise
+
+from p2pdist.config import TrustConfig
+from p2pdist.errors import ConfigError
+from p2pdist.oci import OCI_MANIFEST, Manifest, parse_manifest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "trust"))
+import trust_kit as kit
+
+
+def policy_file(path: Path, registry: FakeRegistry, key: ec.EllipticCurvePrivateKey) -> Path:
+    path.with_name("team.pub").write_bytes(kit.pem(key))
+    requirement = {
+        "type": "sigstoreSigned",
+        "keyPath": str(path.with_name("team.pub")),
+        "signedIdentity": {"type": "matchRepository"},
+    }
+    scopes = {f"{registry.name}/app": [requirement]}
+    path.write_text(json.dumps({"default": [{"type": "reject"}], "transports": {"docker": scopes}}))
+    return path
+
+
+def sign(registry: FakeRegistry, image: Image, key: ec.EllipticCurvePrivateKey) -> None:
+    manifest = parse_manifest(image.raw, OCI_MANIFEST)
+    assert isinstance(manifest, Manifest)
+    payload = kit.payload(manifest, f"{registry.name}/app/a:1")
+    raw, blobs = kit.signature_manifest([kit.simple(key, payload)])
+    for blob in blobs:
+        registry.add_blob(blob)
+    registry.add_manifest("app/a", raw, OCI_MANIFEST, f"sha256-{image.digest.hex}.sig")
+
+
+@pytest.fixture
+def key() -> ec.EllipticCurvePrivateKey:
+    return kit.new_key()
+
+
+async def test_a_signed_image_is_pulled_and_its_signature_is_read_once_per_cluster(
+    tmp_path: Path, key: ec.EllipticCurvePrivateKey
+) -> None:
+    async with FakeRegistry() as registry, Fleet(tmp_path, registry) as fleet:
+        image = registry.add_image("app/a", "1", [noise(200_000)])
+        sign(registry, image, key)
+        trust = TrustConfig(enforcement="enforce", policy_file=policy_file(tmp_path / "policy.json", registry, key))
+        nodes = [await fleet.start(trust=trust) for _ in range(4)]
+        await asyncio.gather(*(fleet.pull(node, image) for node in nodes))
+        assert len(registry.requests(r"\.sig$", "GET")) <= 2
+        assert all(node.agent.status()["trust"]["counts"]["accepted"] == 1 for node in nodes)
+        asked = len(registry.log)
+        await fleet.pull(nodes[0], image)
+        assert len(registry.log) == asked  # a warm one asks nothing more
+
+
+async def test_an_unsigned_image_is_refused_by_tag_digest_and_blob_with_the_reason(
+    tmp_path: Path, key: ec.EllipticCurvePrivateKey
+) -> None:
+    async with FakeRegistry() as registry, Fleet(tmp_path, registry) as fleet:
+        image = registry.add_image("app/a", "1", [noise(200_000)])
+        trust = TrustConfig(enforcement="enforce", policy_file=policy_file(tmp_path / "policy.json", registry, key))
+        node = await fleet.start(trust=trust)
+        for kind, target in (("manifests", "1"), ("manifests", image.digest), ("blobs", image.layers[0])):
+            status, body = await fleet.get(node, kind, target)
+            assert status == 403, (kind, status, body)
+            assert json.loads(body)["errors"][0]["code"] == "DENIED"
+        assert node.agent.status()["trust"]["refusals"]
+
+
+async def test_with_warn_it_is_pulled_and_shown(tmp_path: Path, key: ec.EllipticCurvePrivateKey) -> None:
+    async with FakeRegistry() as registry, Fleet(tmp_path, registry) as fleet:
+        image = registry.add_image("app/a", "1", [noise(200_000)])
+        trust = TrustConfig(enforcement="warn", policy_file=policy_file(tmp_path / "policy.json", registry, key))
+        node = await fleet.start(trust=trust)
+        await fleet.pull(node, image)
+        async with asyncio.timeout(10):
+            while not node.agent.status()["trust"]["counts"]["would_refuse"]:
+                await asyncio.sleep(0.01)
+
+
+async def test_a_revoked_key_refuses_at_once_without_a_restart(tmp_path: Path, key: ec.EllipticCurvePrivateKey) -> None:
+    async with FakeRegistry() as registry, Fleet(tmp_path, registry) as fleet:
+        image = registry.add_image("app/a", "1", [noise(200_000)])
+        sign(registry, image, key)
+        path = policy_file(tmp_path / "policy.json", registry, key)
+        node = await fleet.start(trust=TrustConfig(enforcement="enforce", policy_file=path))
+        await fleet.pull(node, image)
+        policy_file(path, registry, kit.new_key())
+        assert (await fleet.get(node, "manifests", "1"))[0] == 403
+        assert (await fleet.get(node, "blobs", image.layers[0]))[0] == 403
+
+
+async def test_an_agent_with_a_broken_policy_does_not_start(tmp_path: Path) -> None:
+    async with FakeRegistry() as registry, Fleet(tmp_path, registry) as fleet:
+        (tmp_path / "policy.json").write_text('{"default": [{"type": "accept"}]}')
+        with pytest.raises(ConfigError, match="accept"):
+            await fleet.start(trust=TrustConfig(enforcement="enforce", policy_file=tmp_path / "policy.json"))
