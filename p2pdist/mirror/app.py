@@ -27,7 +27,7 @@ from p2pdist.mirror.door import (
     parse,
 )
 from p2pdist.mirror.headers import accepts, matches, next_page
-from p2pdist.mirror.sending import ClientGone, Exchange
+from p2pdist.mirror.sending import Body, ClientGone, Exchange
 from p2pdist.mirror.settings import MirrorSettings
 from p2pdist.mirror.source import RawAnswer, Source
 from p2pdist.oci import Digest
@@ -106,17 +106,20 @@ class Mirror:
             case Ping():
                 return ping()
             case ManifestAsked():
-                return await self._manifest(request, asked, authorization)
+                return await self._manifest(exchange, asked, authorization)
             case BlobAsked() if request.method == "HEAD":
                 return await self._blobs.head(asked, authorization)
             case BlobAsked():
                 return await self._blobs.get(exchange, asked, authorization)
             case ReferrersAsked():
-                return await self._referrers(asked, authorization)
+                return await self._referrers(exchange, asked, authorization)
             case TagsAsked():
-                return await self._tags(asked, authorization)
+                return await self._tags(exchange, asked, authorization)
 
-    async def _manifest(self, request: web.Request, asked: ManifestAsked, authorization: str | None) -> web.Response:
+    async def _manifest(
+        self, exchange: Exchange, asked: ManifestAsked, authorization: str | None
+    ) -> web.StreamResponse:
+        request = exchange.request
         async with self._deadlines_within():
             found = await self._source.manifest(asked.repository, asked.target, authorization=authorization)
         # The last look before it leaves: wrong bytes are a failed pull without a fallback.
@@ -128,9 +131,11 @@ class Mirror:
         headers = content_headers(computed, found.media_type)
         if matches(request.headers.getall("If-None-Match", []), computed):
             return web.Response(status=304, headers=headers)
-        return web.Response(body=found.raw, headers=headers)
+        return await self._send(exchange, headers, found.raw)
 
-    async def _referrers(self, asked: ReferrersAsked, authorization: str | None) -> web.Response:
+    async def _referrers(
+        self, exchange: Exchange, asked: ReferrersAsked, authorization: str | None
+    ) -> web.StreamResponse:
         async with self._deadlines_within():
             answer = await self._source.referrers(
                 asked.repository, asked.digest, asked.artifact_type, authorization=authorization
@@ -142,9 +147,9 @@ class Mirror:
         filters = _header(answer, "OCI-Filters-Applied")
         if filters is not None:
             headers["OCI-Filters-Applied"] = filters
-        return web.Response(body=answer.body, headers=headers)
+        return await self._send(exchange, headers, answer.body)
 
-    async def _tags(self, asked: TagsAsked, authorization: str | None) -> web.Response:
+    async def _tags(self, exchange: Exchange, asked: TagsAsked, authorization: str | None) -> web.StreamResponse:
         async with self._deadlines_within():
             answer = await self._source.tags_list(asked.repository, asked.query, authorization=authorization)
         if answer.status != 200:
@@ -153,7 +158,18 @@ class Mirror:
         link = _header(answer, "Link")
         if link is not None:
             headers["Link"] = next_page(link, asked)
-        return web.Response(body=answer.body, headers=headers)
+        return await self._send(exchange, headers, answer.body)
+
+    async def _send(self, exchange: Exchange, headers: dict[str, str], content: bytes) -> web.StreamResponse:
+        response = web.StreamResponse(headers={**headers, "Content-Length": str(len(content))})
+        if exchange.request.method == "HEAD":
+            return response
+        # As a blob's: megabytes for a client that doesn't read are not kept for ever.
+        body = Body(exchange, response, self._settings.client_stall)
+        await body.begin()
+        await body.write(content)
+        await body.end()
+        return response
 
     def _deadlines_within(self) -> AbstractAsyncContextManager[None]:
         return self.deadlines.within(self._settings.decide_deadline)

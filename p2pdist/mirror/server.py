@@ -20,6 +20,7 @@ from p2pdist.mirror.source import Source
 _WAITING_SHARE = 0.8  # of the time to stop: until then also what has not begun to be served may still begin
 _LAST_MOMENT = 0.05  # seconds for cancelled handlers; aiohttp takes 0 for "for ever"
 BACKLOG = 1024
+KEEP_ALIVE = 300.0  # seconds that an idle connection stays open
 
 
 class MirrorServer:
@@ -60,6 +61,7 @@ class MirrorServer:
             handler_cancellation=True,
             shutdown_timeout=_LAST_MOMENT,
             lingering_time=1.0,
+            keepalive_timeout=KEEP_ALIVE,
         )
         await runner.setup()
         try:

@@ -212,7 +212,7 @@ async def connected(port: int) -> AsyncIterator[tuple[asyncio.StreamReader, asyn
 
 async def raw_request(port: int, data: bytes) -> RawAnswer:
     """Send bytes, read one answer until its length is reached or the connection ends."""
-    async with connected(port) as (reader, writer):
+    async with asyncio.timeout(15.0), connected(port) as (reader, writer):
         writer.write(data)
         return await read_answer(reader, head=data.startswith(b"HEAD "))
 

@@ -144,6 +144,19 @@ async def test_manifest_that_hangs_is_answered_before_any_client_gives_up(
     assert (answer.status, code(answer.body)) == (404, "MANIFEST_UNKNOWN")
 
 
+async def test_client_that_does_not_read_its_manifest_is_dropped(start: Callable[..., Awaitable[Running]]) -> None:
+    mirror = await start(client_stall=0.1)
+    mirror.source.add_manifest(HUB_ALPINE, "latest", b" " * (32 << 20))
+    reader, writer = await asyncio.open_connection("127.0.0.1", mirror.port, limit=1024)
+    writer.transport.pause_reading()
+    writer.write(request("/v2/library/alpine/manifests/latest"))
+    kind, status, sent = await mirror.served.get()
+    assert (kind, status) == ("manifest", 200)
+    assert sent < 32 << 20
+    writer.transport.abort()
+    assert reader is not None
+
+
 async def test_known_manifest_needs_no_body_again(mirror: Running) -> None:
     manifest = mirror.source.add_manifest(HUB_ALPINE, "latest", RAW)
     answer = await mirror.ask("/v2/library/alpine/manifests/latest", f'If-None-Match: "{manifest.digest}"')
