@@ -11,6 +11,7 @@ from p2pdist.errors import InvalidManifest, UpstreamError
 from p2pdist.oci import Digest, Manifest, Repository, parse_manifest
 from p2pdist.trust import limits
 from p2pdist.trust.evidence import Candidate, Evidence, Form, Unread
+from p2pdist.trust.fields import crowded
 from p2pdist.trust.refusal import shown
 from p2pdist.trust.source import SignatureSource
 
@@ -105,6 +106,9 @@ class Collector:
 
     def parsed(self, raw: bytes, form: Form | None, where: str) -> Manifest | None:
         """The manifest in `raw`; None when it is malformed or an index."""
+        if crowded(raw, limits.CROWD):
+            self.miss(form, where, f"more than {limits.CROWD} values")
+            return None
         try:
             manifest = parse_manifest(raw, None)
         except InvalidManifest as error:

@@ -11,19 +11,31 @@ from typing import Any, NoReturn
 
 from p2pdist.errors import InvalidManifest
 from p2pdist.oci import boundedjson
+from p2pdist.trust import limits
 from p2pdist.trust.refusal import shown
 
 Fault = Callable[[str], Exception]
 
 
-def parse_json(raw: bytes, limit: int, what: str, fault: Fault) -> object:
-    """The value that `raw` encodes, at most `limit` bytes; strict (boundedjson's rules), else `fault`."""
+def parse_json(raw: bytes, limit: int, what: str, fault: Fault, crowd: int | None = None) -> object:
+    """The value that `raw` encodes, at most `limit` bytes; strict (boundedjson's rules), else `fault`.
+
+    `crowd`: how many commas and opening brackets it may have. Counting them is quick, parsing a megabyte of them is
+    not, and what a stranger attached to an image comes by the dozen. None: what boundedjson takes.
+    """
     if len(raw) > limit:
         raise fault(f"{what} has {len(raw)} bytes; at most {limit} are read")
+    if crowd is not None and crowded(raw, crowd):
+        raise fault(f"{what} has more than {crowd} values")
     try:
         return boundedjson.parse(raw)
     except InvalidManifest as error:
         raise fault(f"{what}: {error}") from error
+
+
+def crowded(raw: bytes, most: int) -> bool:
+    """Whether `raw` has more than `most` commas and opening brackets."""
+    return raw.count(b",") + raw.count(b"{") + raw.count(b"[") > most
 
 
 class Fields:
@@ -38,9 +50,9 @@ class Fields:
         self._asked: set[str] = set()
 
     @classmethod
-    def parse(cls, raw: bytes, limit: int, where: str, fault: Fault) -> Fields:
-        """The object that `raw` encodes."""
-        return cls(parse_json(raw, limit, where, fault), where, fault)
+    def parse(cls, raw: bytes, limit: int, where: str, fault: Fault, crowd: int | None = limits.CROWD) -> Fields:
+        """The object that `raw` encodes; `crowd` as parse_json."""
+        return cls(parse_json(raw, limit, where, fault, crowd), where, fault)
 
     def fail(self, problem: str) -> NoReturn:
         """Raise `problem` with this object's name before it."""

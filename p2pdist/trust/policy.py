@@ -110,7 +110,7 @@ def parse_policy(raw: bytes, files: Files, origin: str) -> Policy:
     Raises:
         ConfigError: by the rules above; says where in the file.
     """
-    fields = Fields.parse(raw, limits.POLICY_FILE, origin, ConfigError)
+    fields = Fields.parse(raw, limits.POLICY_FILE, origin, ConfigError, None)
     default = Scope("default", _requirements(fields.items("default"), f"{origin}: default", files))
     scopes: dict[str, Scope] = {}
     referenced: set[str] = set()

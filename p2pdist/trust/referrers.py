@@ -15,7 +15,7 @@ from p2pdist.oci import Descriptor, Digest, Manifest, is_manifest
 from p2pdist.trust import limits
 from p2pdist.trust.collector import Collector
 from p2pdist.trust.evidence import Candidate, Form
-from p2pdist.trust.fields import Fields
+from p2pdist.trust.fields import Fields, parse_json
 from p2pdist.trust.notation import ARTIFACT_TYPE as NOTATION_TYPE
 from p2pdist.trust.refusal import Refused, shown
 from p2pdist.trust.source import ReferrersPage
@@ -78,7 +78,8 @@ async def _list_by_tag(collector: Collector) -> tuple[list[_Listed], int]:
 
 def _descriptors(collector: Collector, page: ReferrersPage, where: str) -> list[_Listed]:
     try:
-        items = Fields.parse(page.body, limits.REFERRERS_PAGE, "list of referrers", Refused).items("manifests")
+        body = parse_json(page.body, limits.REFERRERS_PAGE, "list of referrers", Refused, limits.CROWD_OF_LIST)
+        items = Fields(body, "list of referrers", Refused).items("manifests")
     except Refused as error:
         collector.miss(None, where, str(error))
         return []

@@ -723,3 +723,11 @@ class MemorySource:
             self.pages.setdefault(str(subject.digest), []).append(page)
         else:
             self.manifests[f"sha256-{subject.digest.hex}"] = page
+
+    def list_raw(self, subject: Manifest | Index, raw: bytes, blobs: Iterable[bytes]) -> None:
+        """List a manifest that may be malformed, on the one page."""
+        self.manifests[str(Digest.of(raw))] = raw
+        self.add_blobs(blobs)
+        page = json.loads(self.pages.get(str(subject.digest), [b'{"manifests": []}'])[0])
+        page["manifests"].append(descriptor(OCI_MANIFEST, raw, artifactType=BUNDLE_TYPE))
+        self.pages[str(subject.digest)] = [dumps(page)]

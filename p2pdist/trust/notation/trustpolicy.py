@@ -113,7 +113,7 @@ def parse_trust_policy(raw: bytes, origin: str, stores: Stores) -> TrustPolicy:
     Raises:
         ConfigError: anything wrong with it, or with a trust store it names.
     """
-    fields = Fields.parse(raw, limits.POLICY_FILE, origin, ConfigError)
+    fields = Fields.parse(raw, limits.POLICY_FILE, origin, ConfigError, None)
     if fields.text("version") != "1.0":
         fields.fail(f"version {fields.text('version')[:20]!r} is unknown; 1.0 is known")
     items = fields.items("trustPolicies")

@@ -64,7 +64,7 @@ def check_statement(payload: bytes, manifest: bytes, predicate_type: str, condit
     Raises:
         Refused: not a statement, of another image, of another predicate type, or a condition isn't met.
     """
-    fields = Fields.parse(payload, limits.ENVELOPE, "statement", Refused)
+    fields = Fields.parse(payload, limits.ENVELOPE, "statement", Refused, None)  # signed: an SBOM is long
     # A signature is always a v1 statement; older attestations are v0.1 and say the same in the same fields.
     types = (STATEMENT_V1,) if predicate_type == COSIGN_SIGN else (STATEMENT_V1, STATEMENT_V01)
     if fields.text("_type") not in types:

@@ -33,7 +33,7 @@ def parse_trusted_root(raw: bytes, origin: str) -> TrustRoot:
 
 
 def _parse(raw: bytes, origin: str) -> TrustRoot:
-    fields = Fields.parse(raw, limits.POLICY_FILE, origin, ConfigError)
+    fields = Fields.parse(raw, limits.POLICY_FILE, origin, ConfigError, None)
     media_type = fields.text("mediaType")
     if media_type not in _MEDIA_TYPES:
         fields.fail(f"mediaType {media_type[:80]!r} is not a trusted root's")
