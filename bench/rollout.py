@@ -12,7 +12,6 @@ Needs root, iproute2 and docker-registry (tests/system/packages.sh). Leaves noth
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import tomllib
@@ -26,9 +25,10 @@ from lab.guard import CleanupError
 from lab.net import need_root_and_iproute2
 from lab.process import LabError
 from lab.session import run_in_own_session
+from rollout_model import Result, Settings
 from rollout_plot import draw
-from rollout_report import medians, print_rollout, settings_as_dict
-from rollout_run import Result, Settings, layer_sizes, run
+from rollout_report import as_json, medians, print_rollout, settings_as_dict
+from rollout_run import run
 from rollout_suite import run_short, run_suite
 
 SHM = Path("/dev/shm")
@@ -76,7 +76,7 @@ def _rollouts(options: argparse.Namespace, settings: Settings, base: Path | None
             draw(options.plot, plan, results[-1])
     if options.json:
         first, *others = rows
-        print(json.dumps({**first, "load": os.getloadavg(), "compare": others}))
+        print(as_json({**first, "load": os.getloadavg(), "compare": others}))
     return 0 if good else 1
 
 
@@ -105,13 +105,13 @@ def _settings(options: argparse.Namespace) -> Settings:
         tracker=_tables(options.tracker),
         keep_logs=options.logs,
     )
-    layer_sizes(settings.size, settings.layers)
-    half = max(settings.limits())
+    _ = settings.layer_sizes  # says what is wrong with them
+    limit = min(settings.limits.values())
     return replace(
         settings,
-        kill=tuple((n, _moment(x, half)) for n, x in _pairs(options.kill, "@", options.nodes)),
-        stop=tuple((n, _moment(x, half)) for n, x in _pairs(options.stop, "@", options.nodes)),
-        kill_tracker=None if options.kill_tracker is None else _moment(options.kill_tracker, half),
+        kill=tuple((n, _moment(x, limit)) for n, x in _pairs(options.kill, "@", options.nodes)),
+        stop=tuple((n, _moment(x, limit)) for n, x in _pairs(options.stop, "@", options.nodes)),
+        kill_tracker=None if options.kill_tracker is None else _moment(options.kill_tracker, limit),
     )
 
 

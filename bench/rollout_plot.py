@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from lab.process import LabError
+from rollout_model import Result, Settings
 from rollout_report import describe
-from rollout_run import Result, Settings
 
 
 def draw(path: Path, settings: Settings, result: Result) -> None:
@@ -23,9 +23,9 @@ def draw(path: Path, settings: Settings, result: Result) -> None:
     style = {"svg.fonttype": "none", "svg.hashsalt": "p2pdist", "font.size": 9}
     with pyplot.rc_context(style):
         figure, (nodes, egress) = pyplot.subplots(2, 1, figsize=(8, 5.6), sharex=True, height_ratios=[3, 1])
-        seconds = [sample[0] for sample in result.progress]
+        seconds = [sample.second for sample in result.progress]
         for index, node in enumerate(result.nodes):
-            share = [sample[1][index] / settings.size for sample in result.progress]
+            share = [sample.received[index] / settings.size for sample in result.progress]
             gone = node.seconds is None
             colour, width = ("tab:red", 0.8) if gone else ("tab:blue", 0.9)
             label = {0: "each node"}.get(index) if not gone else None
@@ -40,7 +40,7 @@ def draw(path: Path, settings: Settings, result: Result) -> None:
         nodes.set_ylim(0, 1.1)
         nodes.legend(loc="lower right", frameon=False)
         nodes.set_title(describe(settings), fontsize=9)
-        egress.plot(seconds, [sample[2] / settings.size for sample in result.progress], color="tab:green")
+        egress.plot(seconds, [sample.sent / settings.size for sample in result.progress], color="tab:green")
         egress.axhline(1.0, color="black", linestyle="--", linewidth=1)
         egress.set_ylabel("registry sent / size")
         egress.set_xlabel("seconds")

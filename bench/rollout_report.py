@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from rollout_run import Result, Settings
+from rollout_model import Result, Settings
 
 MIB = 1 << 20
 
@@ -42,7 +44,7 @@ def print_rollout(settings: Settings, result: Result, number: int, runs: int, *,
         f"  last/limit {result.fast.last:.3f}{slow}{late}\n"
         f"  egress/size {result.egress_ratio:.3f} (by the log {result.egress_log_ratio:.3f})"
         f"  received/size {result.received_ratio:.3f}  redundant {result.redundant_ratio:.4f}"
-        f"  verified {'yes' if result.verified else 'NO'}"
+        f"  idle {result.idle:.0%}  verified {'yes' if result.verified else 'NO'}"
     )
     if settings.transport == "agents":
         print(
@@ -71,6 +73,7 @@ def medians(results: Sequence[Result]) -> dict[str, Any]:
         "redundant_ratio": median([r.redundant_ratio for r in results]),
         "cpu_seconds_per_gib": median([r.cpu_per_gib for r in results]),
         "tracker_cpu_share": median([r.tracker_cpu_share for r in results]),
+        "idle_share": median([r.idle for r in results]),
         "peak_rss": max(r.peak_rss for r in results),
         "tracker_peak_rss": max(r.tracker_peak_rss for r in results),
         "verified": all(r.verified for r in results),
@@ -91,6 +94,19 @@ def medians(results: Sequence[Result]) -> dict[str, Any]:
         for r in results
     ]
     return row
+
+
+def as_json(row: dict[str, Any]) -> str:
+    """Strict JSON: what is not finite (no node survived) is null."""
+
+    def finite(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: finite(one) for key, one in value.items()}
+        if isinstance(value, list | tuple):
+            return [finite(one) for one in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps(finite(row))
 
 
 def settings_as_dict(settings: Settings) -> dict[str, Any]:

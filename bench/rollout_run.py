@@ -4,106 +4,47 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Literal
 
-from lab.agents import Agent, Tracker
+from lab.agents import MIRROR_PORT, Agent, Tracker
 from lab.daemons import Containerd
 from lab.images import image
 from lab.lab import Lab
 from lab.net import Host
-from lab.process import LabError, wait_until
-from lab.pulls import Pull, collect, start_command, start_pull, verify
+from lab.process import LabError, Usage, wait_until
+from lab.pulls import Outcome, Pull, collect, start_command, start_pull, verify
 from lab.registry import Registry
-from rollout_limit import Link, Ratios, fluid_limits, ratios, starts
+from rollout_model import NodeResult, Result, Sample, Settings
 
 REPOSITORY = "bench/image"
 TAG = "v1"
 NAME = "registry.test:5000"  # what containerd calls the registry
-GIB = 1 << 30
 SAMPLE = 0.2  # seconds between two looks at the counters
-Transport = Literal["agents", "plain", "proxy"]
-Driver = Literal["puller", "containerd"]
+
+_NOTHING = Usage(0.0, 0)
+
+
+def run(settings: Settings, base: Path | None = None) -> Result:
+    """One rollout in a laboratory of its own, which is gone afterwards."""
+    with Lab(base, logs=settings.keep_logs) as lab:
+        return Rollout(settings, lab).run()
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What is run. Rates in Mbit/s, times in seconds, sizes in bytes; node numbers count from 1."""
+class _Moment:
+    """What has been counted until now."""
 
-    nodes: int = 12
-    up: float = 50.0
-    down: float = 50.0
-    registry: float = 50.0
-    layers: int = 1
-    size: int = 64 << 20
-    start: str = "together"
-    kill: tuple[tuple[int, float], ...] = ()
-    stop: tuple[tuple[int, float], ...] = ()
-    kill_tracker: float | None = None
-    slow: tuple[tuple[int, float], ...] = ()
-    late: bool = False
-    transport: Transport = "agents"
-    driver: Driver = "puller"
-    parallel: int = 3
-    seed: int = 7
-    agent: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
-    tracker: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
-    keep_logs: Path | None = None
-
-    def link(self, node: int) -> Link:
-        share = dict(self.slow).get(node, 1.0)
-        offset = starts(self.start, self.nodes, self.seed)[node - 1]
-        return Link(self.up * share, self.down * share, offset)
-
-    def limits(self) -> list[float]:
-        """Of every node, in order; from its own start."""
-        return fluid_limits(self.size, self.registry, [self.link(n) for n in range(1, self.nodes + 1)])
-
-
-@dataclass(frozen=True)
-class NodeResult:
-    """`seconds` from its own start; None where the node died or hung as planned."""
-
-    node: int
-    offset: float
-    seconds: float | None
-    limit: float
-    layer_seconds: tuple[float, ...]
-    error: str
-    cpu: float
-    peak_rss: int
-    received: int
-    transfer: Mapping[str, float]  # what its agent says: bytes_redundant, busy_answers, ...
-
-
-@dataclass(frozen=True)
-class Result:
-    """One rollout. Ratios against the fluid limit; `progress`: (second, received bytes per node, registry's sent)."""
-
-    nodes: list[NodeResult]
-    fast: Ratios
-    slow: Ratios | None
-    egress_ratio: float
-    egress_log_ratio: float
-    received_ratio: float
-    redundant_ratio: float
-    cpu_per_gib: float
-    tracker_cpu_share: float
-    peak_rss: int
-    tracker_peak_rss: int
-    verified: bool
-    late_ratio: float | None
-    progress: list[tuple[float, list[int], int]]
-
-    @property
-    def errors(self) -> list[str]:
-        return [f"node {n.node}: {n.error}" for n in self.nodes if n.error]
+    links: Mapping[str, tuple[int, int]]
+    agents: Mapping[int, Usage]
+    tracker: Usage
+    machine: tuple[float, float]  # idle, total
 
 
 class Rollout:
-    """The run while it stands. `run` is the whole of it."""
+    """The run while it stands."""
 
     def __init__(self, settings: Settings, lab: Lab) -> None:
         self.s = settings
@@ -116,112 +57,81 @@ class Rollout:
         self.gone: set[int] = set()
 
     def run(self) -> Result:
-        s = self.s
-        sizes = layer_sizes(s.size, s.layers)
-        self.image = image(f"rollout-{s.seed}-{s.layers}", sizes)
-        self.registry = Registry(self.lab, self.lab.host("registry", up=s.registry, down=s.registry))
-        self.registry.push(REPOSITORY, TAG, self.image)
-        url = self._transport()
-        for number in range(1, s.nodes + 1):
-            link = s.link(number)
-            self.hosts[number] = self.lab.host(f"n{number}", up=link.up, down=link.down)
-        if s.transport == "agents":
-            self._agents()
-        if s.driver == "containerd":
-            self._containerds(url)
-        begin = time.time() + 0.8 + 0.06 * s.nodes
+        """Builds everything, lets all pull, takes the figures."""
+        url = self._build()
+        links = self.s.links
+        begin = time.time() + 0.8 + 0.06 * self.s.nodes  # the pullers must be up by then
         for number, host in self.hosts.items():
-            self.pulls[host.name] = self._pull(host, url, begin + s.link(number).offset)
+            self.pulls[host.name] = self._pull(host, url, begin + links[number].offset)
         while time.time() < begin - 0.1:
             time.sleep(0.02)
         mark = self.registry.mark()
-        before = self.lab.network.counters()
-        cpu_before = {n: a.process.usage().cpu for n, a in self.agents.items()}
-        tracker_before = self.tracker.process.usage().cpu if self.tracker else 0.0
+        before = self._moment()
         progress = self._watch(begin, before)
-        after = self.lab.network.counters()
-        used = {n: a.process.usage() for n, a in self.agents.items()}
-        tracker_used = self.tracker.process.usage() if self.tracker else None
-        told = {n: a.status()["transfer"] for n, a in self.agents.items() if n not in self.gone}
-        nodes = []
-        limits = s.limits()
-        for number, host in self.hosts.items():
-            outcome = self.pulls[host.name].outcome
-            cpu = used[number].cpu - cpu_before[number] if number in used else 0.0
-            rss = used[number].peak_rss if number in used else 0
-            got = after[host.name][1] - before[host.name][1]
-            offset, limit = s.link(number).offset, limits[number - 1]
-            if outcome is None or number in self.gone:
-                nodes.append(NodeResult(number, offset, None, limit, (), "", cpu, rss, got, {}))
-            else:
-                layers = tuple(end - outcome.start for end in outcome.layer_ends)
-                seconds = None if outcome.error else outcome.seconds
-                nodes.append(
-                    NodeResult(
-                        number, offset, seconds, limit, layers, outcome.error, cpu, rss, got, told.get(number, {})
-                    )
-                )
-        sent = after["registry"][0] - before["registry"][0]
+        after = self._moment()
+        nodes = [self._node(number, before, after) for number in self.hosts]
+        idle = after.machine[0] - before.machine[0]
         verified = verify(self.pulls)
-        logged = sum(self.registry.blob_bytes(mark).values())
-        late_ratio = self._late(url) if s.late else None
-        agent_cpu = sum(node.cpu for node in nodes)
-        tracker_cpu = tracker_used.cpu - tracker_before if tracker_used else 0.0
-        whole = [node for node in nodes if node.seconds is not None]
-        slow = dict(s.slow)
         return Result(
+            settings=self.s,
             nodes=nodes,
-            fast=_ratios([n for n in whole if n.node not in slow]),
-            slow=_ratios([n for n in whole if n.node in slow]) if slow else None,
-            egress_ratio=sent / s.size,
-            egress_log_ratio=logged / s.size,
-            redundant_ratio=sum(n.transfer.get("bytes_redundant", 0) for n in whole) / (s.size * max(1, len(whole))),
-            received_ratio=sum(n.received for n in whole) / (s.size * max(1, len(whole))),
-            cpu_per_gib=agent_cpu / (s.size * s.nodes / GIB),
-            tracker_cpu_share=tracker_cpu / agent_cpu if agent_cpu else 0.0,
-            peak_rss=max((node.peak_rss for node in nodes), default=0),
-            tracker_peak_rss=tracker_used.peak_rss if tracker_used else 0,
+            sent=after.links["registry"][0] - before.links["registry"][0],
+            logged=sum(self.registry.blob_bytes(mark).values()),
+            tracker_cpu=after.tracker.cpu - before.tracker.cpu,
+            tracker_peak_rss=after.tracker.peak_rss,
             verified=verified,
-            late_ratio=late_ratio,
+            late_ratio=self._late(url) if self.s.late else None,
+            idle=idle / (after.machine[1] - before.machine[1]),
             progress=progress,
         )
 
-    def _transport(self) -> str:
-        """Where a puller asks."""
+    # --- building ------------------------------------------------------------------------------------------------
+
+    def _build(self) -> str:
+        """Returns where a puller asks."""
         s = self.s
-        if s.transport == "plain":
-            return self.registry.url
+        self.registry = Registry(self.lab, self.lab.host("registry", up=s.registry, down=s.registry))
+        self.registry.push(REPOSITORY, TAG, image(f"rollout-{s.seed}-{s.layers}", s.layer_sizes))
+        for number, link in s.links.items():
+            self.hosts[number] = self.lab.host(f"n{number}", up=link.up, down=link.down)
+        origin = self.registry
+        url = self.registry.url
         if s.transport == "proxy":
             cache = self.lab.host("cache", up=s.registry, down=s.registry)
-            return Registry(self.lab, cache, name="cache", proxy_of=self.registry).url
-        # Unshaped: what the tracker costs the network is counted by its own link, not mixed into the registry's.
-        self.tracker = Tracker(self.lab, self.lab.host("tracker"), extra=s.tracker)
-        return "http://127.0.0.1:5050"
+            origin = Registry(self.lab, cache, name="cache", proxy_of=self.registry)
+            url = origin.url
+        elif s.transport == "agents":
+            self._start_agents()
+            url = f"http://127.0.0.1:{MIRROR_PORT}"
+        if s.driver == "containerd":
+            self._start_containerds(origin.host, url if s.transport == "agents" else None)
+        return url
 
-    def _agents(self) -> None:
+    def _start_agents(self) -> None:
+        # Unshaped: what the tracker costs the network is not mixed into the registry's egress.
+        self.tracker = Tracker(self.lab, self.lab.host("tracker"), extra=self.s.tracker)
         for number, host in self.hosts.items():
             self.agents[number] = self._agent(host)
         for agent in self.agents.values():
             agent.wait()
         self._joined(len(self.agents))
 
-    def _joined(self, count: int) -> None:
-        tracker = self.tracker
-        assert tracker is not None
-        wait_until(f"{count} agents at the tracker", lambda: tracker.agents() >= count, 30.0)
-
     def _agent(self, host: Host) -> Agent:
         assert self.tracker is not None
         registries = {"docker.io": self.registry.url, NAME: self.registry.url}
         return Agent(self.lab, host, trackers=[self.tracker.url], registries=registries, extra=self.s.agent)
 
-    def _containerds(self, url: str) -> None:
+    def _joined(self, count: int) -> None:
+        tracker = self.tracker
+        assert tracker is not None
+        wait_until(f"{count} agents at the tracker", lambda: tracker.agents() >= count, 30.0)
+
+    def _start_containerds(self, origin: Host, mirror: str | None) -> None:
         """A containerd on every node, with the agent as its mirror, or with the registry alone."""
-        mirror = f'[host."{url}"]\n  capabilities = ["pull", "resolve"]\n' if self.s.transport == "agents" else None
-        origin = self.registry.host if self.s.transport != "proxy" else self.lab.network.hosts["cache"]
+        hosts = f'[host."{mirror}"]\n  capabilities = ["pull", "resolve"]\n' if mirror is not None else None
         for host in self.hosts.values():
             host.names({NAME.split(":", maxsplit=1)[0]: origin.address})
-            self.containerds[host.name] = Containerd(self.lab, host, hosts=mirror, registry=NAME)
+            self.containerds[host.name] = Containerd(self.lab, host, hosts=hosts, registry=NAME)
         for containerd in self.containerds.values():
             containerd.wait()
 
@@ -230,22 +140,16 @@ class Rollout:
             return start_command(self.lab, host, self.containerds[host.name].command(REPOSITORY, TAG), at=at)
         return start_pull(self.lab, host, url, REPOSITORY, TAG, at=at, parallel=self.s.parallel)
 
-    def _watch(self, begin: float, before: Mapping[str, tuple[int, int]]) -> list[tuple[float, list[int], int]]:
+    # --- while it runs -------------------------------------------------------------------------------------------
+
+    def _watch(self, begin: float, before: _Moment) -> list[Sample]:
         """Until every pull has ended, doing what is planned for meanwhile."""
         events = sorted(self._events(begin), key=lambda event: event[0])
-        limit = max(
-            n.offset + m for n, m in zip(map(self.s.link, range(1, self.s.nodes + 1)), self.s.limits(), strict=True)
-        )
+        limits = self.s.limits
+        longest = max(link.offset + limits[number] for number, link in self.s.links.items())
         # Without peers it takes as many times as long as there are nodes.
-        deadline = begin + 60 + limit * (self.s.nodes + 3)
-        names = [host.name for host in self.hosts.values()]
-        progress: list[tuple[float, list[int], int]] = []
-
-        def sample() -> tuple[float, list[int], int]:
-            c = self.lab.network.counters()
-            received = [c[name][1] - before[name][1] for name in names]
-            return time.time() - begin, received, c["registry"][0] - before["registry"][0]
-
+        deadline = begin + 60 + longest * (self.s.nodes + 3)
+        progress: list[Sample] = []
         while True:
             now = time.time()
             while events and events[0][0] <= now:
@@ -253,60 +157,73 @@ class Rollout:
             if now > deadline:
                 waiting = [name for name, pull in self.pulls.items() if pull.outcome is None and not pull.abandoned]
                 raise LabError(f"still pulling after {deadline - begin:.0f} s: {', '.join(waiting)}")
-            if not progress or now - begin - progress[-1][0] >= SAMPLE:
-                progress.append(sample())
+            if not progress or now - begin - progress[-1].second >= SAMPLE:
+                progress.append(self._sample(begin, before))
             if collect(self.pulls, min(SAMPLE, max(0.0, events[0][0] - now)) if events else SAMPLE):
-                progress.append(sample())
-                return progress
+                return [*progress, self._sample(begin, before)]
 
     def _events(self, begin: float) -> list[tuple[float, Callable[[], None]]]:
         events: list[tuple[float, Callable[[], None]]] = []
-        for number, at in self.s.kill:
-            events.append((begin + at, lambda n=number: self._gone(n, signal.SIGKILL)))  # type: ignore[misc]
-        for number, at in self.s.stop:
-            events.append((begin + at, lambda n=number: self._gone(n, signal.SIGSTOP)))  # type: ignore[misc]
-        if self.s.kill_tracker is not None:
-            events.append((begin + self.s.kill_tracker, lambda: self.tracker and self.tracker.process.kill()))  # type: ignore[arg-type,return-value]
+        for plan, how in ((self.s.kill, signal.SIGKILL), (self.s.stop, signal.SIGSTOP)):
+            events += [(begin + at, partial(self._lose, number, how)) for number, at in plan]
+        if self.s.kill_tracker is not None and self.tracker is not None:
+            events.append((begin + self.s.kill_tracker, self.tracker.kill))
         return events
 
-    def _gone(self, number: int, how: signal.Signals) -> None:
+    def _lose(self, number: int, how: signal.Signals) -> None:
         """A machine dies or hangs: its agent and whoever pulls on it."""
         self.gone.add(number)
         if number in self.agents:
-            self.agents[number].process.usage()
+            self.agents[number].process.usage()  # the last look
             self.agents[number].process.send(how)
         self.pulls[self.hosts[number].name].abandon()
+
+    def _sample(self, begin: float, before: _Moment) -> Sample:
+        links = self.lab.network.counters()
+        received = [links[host.name][1] - before.links[host.name][1] for host in self.hosts.values()]
+        return Sample(time.time() - begin, received, links["registry"][0] - before.links["registry"][0])
+
+    # --- afterwards ----------------------------------------------------------------------------------------------
+
+    def _moment(self) -> _Moment:
+        fields = [int(field) for field in Path("/proc/stat").read_text().split(maxsplit=9)[1:9]]
+        return _Moment(
+            links=self.lab.network.counters(),
+            agents={number: agent.process.usage() for number, agent in self.agents.items()},
+            tracker=self.tracker.process.usage() if self.tracker is not None else _NOTHING,
+            machine=(fields[3] + fields[4], sum(fields)),
+        )
+
+    def _node(self, number: int, before: _Moment, after: _Moment) -> NodeResult:
+        name = self.hosts[number].name
+        outcome = self.pulls[name].outcome
+        lost = outcome is None or number in self.gone
+        shown = Outcome(0.0, 0.0, (), "") if outcome is None or lost else outcome
+        return NodeResult(
+            node=number,
+            offset=self.s.links[number].offset,
+            limit=self.s.limits[number],
+            seconds=None if lost or shown.error else shown.seconds,
+            layer_seconds=() if shown.error else tuple(end - shown.start for end in shown.layer_ends),
+            error=shown.error,
+            cpu=after.agents.get(number, _NOTHING).cpu - before.agents.get(number, _NOTHING).cpu,
+            peak_rss=after.agents.get(number, _NOTHING).peak_rss,
+            received=after.links[name][1] - before.links[name][1],
+            transfer={} if lost or number not in self.agents else self.agents[number].status()["transfer"],
+        )
 
     def _late(self, url: str) -> float:
         """One more node, with the registry switched off: everything has to come from the others."""
         s = self.s
         self.registry.stop()
         host = self.lab.host("late", up=s.up, down=s.down)
-        agent = self._agent(host)
-        agent.wait()
+        self._agent(host).wait()
         self._joined(s.nodes - len(self.gone) + 1)
         pull = self._pull(host, url, time.time() + 0.5)
         one = {"late": pull}
-        wait_until("the late node", lambda: collect(one, 0.2), 60 + 10 * s.size * 8e-6 / s.down)
+        limit = s.size * 8e-6 / s.down
+        wait_until("the late node", lambda: collect(one, 0.2), 60 + 10 * limit)
         assert pull.outcome is not None
         if pull.outcome.error or not verify(one):
             raise LabError(f"the late node: {pull.outcome.error or 'wrong bytes'}")
-        return pull.outcome.seconds / (s.size * 8e-6 / s.down)
-
-
-def run(settings: Settings, base: Path | None = None) -> Result:
-    """One rollout in a laboratory of its own, which is gone afterwards."""
-    with Lab(base, logs=settings.keep_logs) as lab:
-        return Rollout(settings, lab).run()
-
-
-def _ratios(nodes: Sequence[NodeResult]) -> Ratios:
-    return ratios([n.seconds for n in nodes if n.seconds is not None], [n.limit for n in nodes])
-
-
-def layer_sizes(size: int, layers: int) -> list[int]:
-    """`layers` sizes that add up to `size`, each a multiple of 512 (tar's block)."""
-    if size % 512 or size < layers * 2048:
-        raise LabError(f"{size} bytes can't be {layers} tar archives: a multiple of 512, at least 2048 each")
-    share = size // layers // 512 * 512
-    return [share] * (layers - 1) + [size - share * (layers - 1)]
+        return pull.outcome.seconds / limit

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from rollout_model import Settings
 from rollout_report import medians, print_rollout, settings_as_dict
-from rollout_run import Settings, run
+from rollout_run import run
 
 MIB = 1 << 20
 _LIMIT_64_AT_50 = 64 * MIB * 8e-6 / 50  # seconds
@@ -64,7 +64,7 @@ def run_suite(runs: int, base: Path | None, *, as_json: bool, only: Sequence[str
     chosen = [case for case in cases() if not only or any(word in case.name for word in only)]
     rows = [_case(_with_tables(case, base_settings), runs, base, quiet=as_json) for case in chosen]
     if as_json:
-        print(json.dumps({"cases": rows, "load": os.getloadavg()}))
+        print(as_json({"cases": rows, "load": os.getloadavg()}))
     else:
         print_table(rows)
     return 0 if all(row["good"] for row in rows) else 1
@@ -81,7 +81,7 @@ def run_short(base: Path | None, *, as_json: bool, base_settings: Settings) -> i
     ]
     rows = [_case(_with_tables(case, base_settings), 1, base, quiet=as_json) for case in short]
     if as_json:
-        print(json.dumps({"cases": rows, "load": os.getloadavg()}))
+        print(as_json({"cases": rows, "load": os.getloadavg()}))
     else:
         print_table(rows)
     return 0 if all(row["good"] for row in rows) else 1

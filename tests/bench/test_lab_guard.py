@@ -14,6 +14,7 @@ import pytest
 from lab.guard import NETNS, pids_in, runs
 from lab.lab import Lab
 from lab.process import LabError, wait_until
+from lab.redis import Redis
 
 TESTS = Path(__file__).resolve().parents[1]
 RUN = """
@@ -149,3 +150,14 @@ def transfer(sender: object, receiver: object, size: int, timeout: float = 10.0)
         finally:
             thread.join()
         return received[0] - begin
+
+
+@pytest.mark.system
+def test_redis_answers_in_its_host_and_after_a_restart_has_forgotten(tmp_path: Path) -> None:
+    with Lab(tmp_path) as lab:
+        host = lab.host("store")
+        redis = Redis(lab, host)
+        assert lab.ask(["redis-cli", "-u", redis.url, "set", "k", "v"], host).strip() == "OK"
+        redis.stop()
+        redis.restart()
+        assert lab.ask(["redis-cli", "-u", redis.url, "get", "k"], host).strip() == ""
