@@ -34,8 +34,8 @@ def parse_json(raw: bytes, limit: int, what: str, fault: Fault, crowd: int | Non
 
 
 def crowded(raw: bytes, most: int) -> bool:
-    """Whether `raw` has more than `most` commas and opening brackets."""
-    return raw.count(b",") + raw.count(b"{") + raw.count(b"[") > most
+    """Whether `raw` has more than `most` commas and opening brackets, or quotes for more than so many texts."""
+    return raw.count(b",") + raw.count(b"{") + raw.count(b"[") > most or raw.count(b'"') > 4 * most
 
 
 class Fields:

@@ -148,6 +148,8 @@ def test_even_signed_a_statement_must_be_one(data: bytes) -> None:
 
 def test_nesting_without_end_ends_in_a_refusal() -> None:
     with pytest.raises(Refused, match="nested"):
+        verify_bundle(b"[" * 1000, IMAGE.raw, TRUSTED, SIGN_V1)
+    with pytest.raises(Refused, match="values"):
         verify_bundle(b"[" * 100_000, IMAGE.raw, TRUSTED, SIGN_V1)
     with pytest.raises(Refused, match="at most"):
         verify_bundle(b" " * 2_000_000, IMAGE.raw, TRUSTED, SIGN_V1)
