@@ -45,6 +45,11 @@ class Running:
     def port(self) -> int:
         return self.server.port
 
+    async def told(self) -> tuple[str, int, int]:
+        """What on_served is told next."""
+        async with asyncio.timeout(15.0):
+            return await self.served.get()
+
     def flight(self, data: bytes, *, size_known: bool = True) -> Flight:
         """A blob that has been asked for and not arrived."""
         flight = Flight(self.directory / Digest.of(data).hex, data, size_known=size_known)

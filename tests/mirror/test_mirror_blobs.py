@@ -29,7 +29,7 @@ async def test_proved_blob_is_served_whole(mirror: Running) -> None:
     assert answer.headers["docker-content-digest"] == str(flight.digest)
     assert answer.headers["accept-ranges"] == "bytes"
     assert "content-encoding" not in answer.headers
-    assert await mirror.served.get() == ("blob", 200, len(DATA))
+    assert await mirror.told() == ("blob", 200, len(DATA))
     assert (flight.released, flight.open_files) == (1, 0)
 
 
@@ -135,7 +135,7 @@ async def test_a_hundred_requests_at_once_share_one_blob(mirror: Running) -> Non
     answers = await asyncio.gather(*asking)
     assert all(answer.status == 200 and answer.body == DATA for answer in answers)
     for _ in range(100):
-        await mirror.served.get()
+        await mirror.told()
     assert (flight.released, flight.open_files) == (100, 0)
 
 
@@ -154,7 +154,7 @@ async def test_open_ended_ranges_that_are_reset_cost_nothing_and_are_no_error(mi
 
     with capture_logs() as logs:
         await asyncio.gather(*(take(number * (2 << 20)) for number in range(20)))
-        told = [await mirror.served.get() for _ in range(20)]
+        told = [await mirror.told() for _ in range(20)]
     assert {entry[:2] for entry in told} == {("blob", 206)}
     assert logs == []
     assert (flight.released, flight.open_files) == (20, 0)
@@ -166,7 +166,7 @@ async def test_client_that_leaves_while_it_waits_gives_its_share_back(mirror: Ru
     async with connected(mirror.port) as (_, writer):
         writer.write(request(f"/v2/library/alpine/blobs/{flight.digest}"))
         await flight.joined.wait()
-    assert await mirror.served.get() == ("blob", 499, 0)
+    assert await mirror.told() == ("blob", 499, 0)
     assert flight.released == 1
     flight.prove()  # the flight itself was not cancelled
     assert (await mirror.blob(flight.digest)).body == DATA
@@ -182,7 +182,7 @@ async def test_client_that_stops_reading_holds_no_memory_and_is_dropped(
     writer.transport.pause_reading()
     with capture_logs() as logs:
         writer.write(request(f"/v2/library/alpine/blobs/{flight.digest}"))
-        kind, status, sent = await mirror.served.get()
+        kind, status, sent = await mirror.told()
     assert (kind, status) == ("blob", 200)
     assert sent < 16 << 20  # what the kernel buffers; nothing of it is memory of this process
     assert (flight.released, flight.open_files) == (1, 0)
@@ -291,7 +291,7 @@ async def test_a_reset_leaves_no_descriptor_behind(mirror: Running) -> None:
             reset_on_close(writer)
             writer.write(request(f"/v2/library/alpine/blobs/{flight.digest}"))
             await reader.readexactly(1 << 20)
-        assert (await mirror.served.get())[:2] == ("blob", 200)
+        assert (await mirror.told())[:2] == ("blob", 200)
     assert len(os.listdir("/proc/self/fd")) <= before + 1
 
 

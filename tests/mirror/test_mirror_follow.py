@@ -41,7 +41,7 @@ async def test_slow_blob_begins_before_it_is_proved_and_ends_after(start: Start)
         assert await reader.readexactly(MIB) == DATA[MIB : 2 * MIB]
         flight.prove()
         assert await reader.readexactly(MIB) == DATA[2 * MIB :]
-    assert await mirror.served.get() == ("blob", 200, len(DATA))
+    assert await mirror.told() == ("blob", 200, len(DATA))
     assert (flight.released, flight.closed_streams) == (1, 1)
 
 
@@ -67,7 +67,7 @@ async def test_body_that_fails_is_cut_short_and_then_left_to_the_upstream(start:
             flight.break_(DigestMismatch(str(flight.digest), "sha256:other", len(DATA)))
             rest = await reader.read()
         assert rest == b""
-        assert await mirror.served.get() == ("blob", 200, MIB)
+        assert await mirror.told() == ("blob", 200, MIB)
         assert "error" not in {entry["log_level"] for entry in logs}
         # Every client's next requests, by Range or not, until the time is over.
         mirror.source.flights[flight.digest] = Flight(flight.path, DATA).prove()
@@ -237,7 +237,7 @@ async def test_client_that_resets_a_followed_blob_cancels_nothing(start: Start) 
             writer.write(request(target(flight)))
             await reader.readuntil(b"\r\n\r\n")
             await reader.readexactly(MIB)
-        kind, status, sent = await mirror.served.get()
+        kind, status, sent = await mirror.told()
     assert (kind, status, sent) == ("blob", 200, MIB)
     assert logs == []
     assert (flight.released, flight.closed_streams) == (1, 1)

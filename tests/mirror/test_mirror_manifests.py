@@ -150,7 +150,7 @@ async def test_client_that_does_not_read_its_manifest_is_dropped(start: Callable
     reader, writer = await asyncio.open_connection("127.0.0.1", mirror.port, limit=1024)
     writer.transport.pause_reading()
     writer.write(request("/v2/library/alpine/manifests/latest"))
-    kind, status, sent = await mirror.served.get()
+    kind, status, sent = await mirror.told()
     assert (kind, status) == ("manifest", 200)
     assert sent < 32 << 20
     writer.transport.abort()
@@ -257,6 +257,6 @@ async def test_what_was_served_is_told(mirror: Running) -> None:
     await mirror.ask("/v2/library/alpine/manifests/latest")
     await mirror.ask("/v2/library/alpine/manifests/latest", method="HEAD")
     await mirror.ask("/favicon.ico")
-    told = [mirror.served.get_nowait() for _ in range(mirror.served.qsize())]
+    told = [await mirror.told() for _ in range(4)]
     assert [entry[:2] for entry in told] == [("ping", 200), ("manifest", 200), ("manifest", 200), ("other", 404)]
     assert [entry[2] for entry in told[:3]] == [2, len(RAW), 0]
