@@ -32,6 +32,7 @@ from p2pdist.protocol.chunks import chunk_range
 from p2pdist.protocol.limits import SMALL_CONTENT
 from p2pdist.scope import Scope
 from p2pdist.store import BlobFile, Store
+from p2pdist.swarm.exchange import Exchange
 from p2pdist.swarm.plan import Plans, plan_of_blob
 from p2pdist.swarm.service import SwarmService
 from p2pdist.swarm.transfers import Transfer
@@ -42,6 +43,7 @@ _T = TypeVar("_T")
 _log = structlog.get_logger("p2pdist.pull")
 _PIECE = 256 * 1024
 _PAUSE = 3.0  # seconds that a small read waits when the upstream asks for it (429)
+_ALIVE = 5.0  # seconds without a byte after which a stream says that its source is alive
 _PATIENCE = 240.0  # seconds that a stream waits for its own next chunk while its rollout moves (CRI gives up at 300)
 
 
@@ -423,22 +425,19 @@ class Handle:
             raise StorageError(f"{self._digest} came without an exchange")
         loop = asyncio.get_running_loop()
         failed_before = exchange.failure
-        moved = loop.time()
+        moved = said = loop.time()  # of the last bytes; of the last piece, empty ones too
         while start < end:
             index = start // exchange.chunk_size
             if exchange.failure is not failed_before and exchange.failure is not None:
                 raise exchange.failure
             proved = exchange.have >> index & 1 and (index < exchange.count - 1 or exchange.stored)
             if not proved:
-                try:
-                    async with asyncio.timeout(5.0):
-                        await exchange.changed()
-                except TimeoutError:
-                    now = loop.time()
-                    if now - moved < _PATIENCE and now - transfer.rollout.last_progress < 10.0:
+                if not await _changes(exchange, said + _ALIVE):
+                    said = loop.time()
+                    if said - transfer.rollout.last_progress < 2 * _ALIVE and said - moved < _PATIENCE:
                         yield b""
                 continue
-            moved = loop.time()
+            moved = said = loop.time()
             stop = min(end, start + _PIECE, chunk_range(index, exchange.size, exchange.chunk_size)[1])
             data = exchange.read(start, stop - start)
             if not data:
@@ -454,3 +453,13 @@ class Handle:
         if self._transfer is not None:
             self._transfer.clients -= 1
             self._transfer = None
+
+
+async def _changes(exchange: Exchange, deadline: float) -> bool:
+    """Whether something changes before the loop's time is `deadline`."""
+    try:
+        async with asyncio.timeout_at(deadline):
+            await exchange.changed()
+    except TimeoutError:
+        return False
+    return True

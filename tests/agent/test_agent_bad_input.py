@@ -6,8 +6,10 @@ import asyncio
 from pathlib import Path
 
 import pytest
+from aiohttp import web
 from support.fleet import Fleet, until
 from support.registry import (
+    Call,
     Corrupt,
     Cut,
     Endless,
@@ -20,6 +22,7 @@ from support.registry import (
 )
 
 from p2pdist.config import MirrorConfig, NodeConfig
+from p2pdist.oci import Repository
 
 MIB = 1 << 20
 
@@ -202,3 +205,37 @@ async def test_an_upstream_that_wants_a_pause_gets_it(tmp_path: Path) -> None:
         registry.fail(Status(429, headers={"Retry-After": "1"}), path="/blobs/", method="GET", times=2)
         await asyncio.gather(*(fleet.pull(node, image) for node in nodes))
         assert len(registry.requests("/blobs/")) < 100
+
+
+async def test_a_body_that_waits_for_its_next_chunk_stays_open_while_others_arrive(tmp_path: Path) -> None:
+    """Chunks come in any order: the one that is next may come late, and no client is cut off for that."""
+    async with FakeRegistry() as registry, Fleet(tmp_path, registry, tracked=False) as fleet:
+        image = image_of(registry, 2 * MIB)
+        node = await fleet.start()
+        gate = asyncio.Event()
+
+        async def hold_the_first_chunk(request: web.Request) -> web.StreamResponse | None:
+            await gate.wait()
+            return None
+
+        registry.fail(Call(hold_the_first_chunk), path="/blobs/", method="GET")
+        handle = await node.agent._pull.blob(Repository(registry.name, "app/a"), image.layers[0])
+        transfer = handle._transfer
+        assert transfer is not None
+        pieces = handle.stream(0, 2 * MIB)
+        waiting = asyncio.ensure_future(anext(pieces))
+        await transfer.ready.wait()
+        loop = asyncio.get_running_loop()
+        async with asyncio.timeout(12):
+            while not waiting.done():  # other chunks keep coming
+                transfer.rollout.last_progress = loop.time()
+                assert transfer.exchange is not None
+                transfer.exchange.pulse()
+                await asyncio.sleep(0.05)
+        assert waiting.result() == b""
+        gate.set()
+        got = bytearray()
+        async for piece in pieces:
+            got += piece
+        assert bytes(got) == image.blobs[image.layers[0]]
+        handle.release()
