@@ -188,11 +188,17 @@ async def test_a_blob_stored_anew_while_the_old_file_is_hashed_is_not_dropped(st
     assert await read(store, DIGEST) == DATA
 
 
-async def test_a_process_out_of_file_descriptors_does_not_lose_its_blobs(store, tmp_path, monkeypatch) -> None:
+@pytest.mark.parametrize("descriptors", [0, 1])  # none even to look at it; one to look, none to hash
+async def test_a_process_out_of_file_descriptors_does_not_lose_its_blobs(
+    store, tmp_path, monkeypatch, descriptors
+) -> None:
     os.utime(path_of(tmp_path, DIGEST))
+    left, really_open = iter([True] * descriptors), os.open
 
     def none_left(*arguments: object) -> int:
-        raise OSError(24, "Too many open files")
+        if not next(left, False):
+            raise OSError(24, "Too many open files")
+        return really_open(*arguments)
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "open", none_left)

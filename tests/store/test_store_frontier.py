@@ -193,3 +193,36 @@ async def test_a_partial_file_cut_short_by_somebody_else_fails_the_commit(tmp_pa
         await staging.commit()
     assert await read(store, Digest.of(data)) == data
     await store.close()
+
+
+async def test_the_file_is_closed_only_when_the_worker_that_hashes_let_go(tmp_path, small_steps, monkeypatch) -> None:
+    """Or its next read would be from whatever file got the descriptor next."""
+    data = content(4 * CHUNK)
+    reading, closing = threading.Event(), threading.Event()
+    order: list[str] = []
+    preadv, close = os.preadv, os.close
+
+    def slow(fd, buffers, offset):
+        reading.set()
+        assert closing.wait(10)
+        count = preadv(fd, buffers, offset)
+        order.append("read")
+        return count
+
+    def noted(fd):
+        if fd == staging.fd or staging.fd < 0:
+            order.append("closed")
+        close(fd)
+
+    store = await Store.open(tmp_path)
+    staging = await store.stage(Digest.of(data), len(data), CHUNK)
+    stop = staging._frontier.stop
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "preadv", slow)
+        patch.setattr(os, "close", noted)
+        patch.setattr(staging._frontier, "stop", lambda: (closing.set(), stop()))
+        fill(staging, data)
+        await asyncio.to_thread(reading.wait)
+        await staging.close()
+    assert "read" in order and order.index("closed") > max(n for n, word in enumerate(order) if word == "read")
+    await store.close()

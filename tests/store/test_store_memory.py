@@ -46,7 +46,7 @@ async def main():
 
 asyncio.run(main())
 """
-LIMIT = 12 * 2**20  # bytes: a buffer for each worker, and the threads themselves
+LIMIT = 6 * 2**20  # bytes: a buffer for each worker, and the threads themselves
 
 
 def test_staging_resuming_committing_and_proving_a_large_blob_takes_a_few_buffers(tmp_path) -> None:

@@ -65,8 +65,7 @@ async def test_the_order_of_use_holds_over_a_restart(store, tmp_path, clock) -> 
 
 async def test_open_pinned_and_staged_blobs_are_never_evicted(store, clock) -> None:
     store.pin(DIGESTS[0])
-    with await store.open_blob(DIGESTS[1]), await store.open_blob(DIGESTS[1]) as twice:
-        twice.close()
+    with await store.open_blob(DIGESTS[1]):
         async with await store.stage(DIGESTS[4], CHUNK, CHUNK) as staging:
             fill(staging, BLOBS[4])
             assert there(store) == [0, 1, 3]
@@ -88,6 +87,20 @@ async def test_open_pinned_and_staged_blobs_are_never_evicted(store, clock) -> N
     store.unpin(DIGESTS[0])
     await add(store, BLOBS[2])
     assert there(store) == [1, 2, 3, 4]
+
+
+async def test_a_blob_opened_twice_and_closed_once_is_open(store, clock) -> None:
+    first, second = await store.open_blob(DIGESTS[0]), await store.open_blob(DIGESTS[0])
+    clock.now += 1
+    for digest in DIGESTS[1:4]:
+        await read(store, digest)
+    first.close()
+    first.close()
+    await add(store, BLOBS[4])
+    assert there(store) == [0, 2, 3, 4]
+    second.close()
+    await add(store, BLOBS[5])
+    assert there(store) == [2, 3, 4, 5]
 
 
 async def test_a_pin_holds_over_a_restart_and_before_the_blob_is_there(store, tmp_path, clock) -> None:
