@@ -89,6 +89,17 @@ async def test_open_pinned_and_staged_blobs_are_never_evicted(store, clock) -> N
     assert there(store) == [1, 2, 3, 4]
 
 
+async def test_a_blob_just_committed_is_not_evicted_while_its_staging_is_open(store) -> None:
+    async with await store.stage(DIGESTS[4], CHUNK, CHUNK) as staging:
+        fill(staging, BLOBS[4])
+        await staging.commit()
+        with pytest.raises(DiskFull):
+            await store.stage(DIGESTS[5], ROOM, CHUNK)
+        assert there(store) == [1, 2, 3, 4]
+    async with await store.stage(DIGESTS[5], ROOM, CHUNK):
+        assert there(store) == []
+
+
 async def test_a_blob_opened_twice_and_closed_once_is_open(store, clock) -> None:
     first, second = await store.open_blob(DIGESTS[0]), await store.open_blob(DIGESTS[0])
     clock.now += 1
