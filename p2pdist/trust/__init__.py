@@ -2,7 +2,7 @@
 
 from p2pdist.trust.admission import Gate, OpenGate
 from p2pdist.trust.explain import ScopeExplanation, explain_image, explain_policy, explain_scope
-from p2pdist.trust.gate import TrustGate
+from p2pdist.trust.gate import TrustGate, open_gate
 from p2pdist.trust.policy import Enforcement, Policy
 from p2pdist.trust.policyfile import LoadedPolicy, load_policy
 from p2pdist.trust.settings import TrustSettings
@@ -33,4 +33,5 @@ __all__ = [
     "explain_policy",
     "explain_scope",
     "load_policy",
+    "open_gate",
 ]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Protocol
 
 from p2pdist.oci import Digest, Index, Manifest, Repository
+from p2pdist.trust.policy import Enforcement
+from p2pdist.trust.status import Counts, GateStatus
 
 
 class Gate(Protocol):
@@ -29,7 +32,7 @@ class Gate(Protocol):
 
 
 class OpenGate:
-    """Lets everything through."""
+    """What `enforcement = "off"` is: everything passes. Has the life of a TrustGate, and says in status what it is."""
 
     async def admit_manifest(
         self, repository: Repository, target: str, manifest: Manifest | Index, *, authorization: str | None = None
@@ -40,4 +43,20 @@ class OpenGate:
         """See Gate."""
 
     async def revive_blob(self, repository: Repository, digest: Digest, *, authorization: str | None = None) -> None:
-        """See Gate."""
+        """Nothing to judge again."""
+
+    async def prefetch(
+        self, repository: Repository, target: str, digest: Digest, *, authorization: str | None = None
+    ) -> None:
+        """Nothing to fetch."""
+
+    async def run(self) -> None:
+        """Wait for ever."""
+        await asyncio.Event().wait()
+
+    async def close(self) -> None:
+        """Nothing to close."""
+
+    def status(self) -> GateStatus:
+        """That nothing is checked."""
+        return GateStatus(Enforcement.OFF, "", "", None, Counts(), ())

@@ -28,6 +28,7 @@ import structlog
 from p2pdist.errors import ConfigError, PolicyError, StorageError
 from p2pdist.oci import Digest, Index, Manifest, Repository
 from p2pdist.trust import limits
+from p2pdist.trust.admission import OpenGate
 from p2pdist.trust.closure import MAX_RECORDS, Closure, Record
 from p2pdist.trust.exempt import ExemptObjects
 from p2pdist.trust.flights import Flights
@@ -144,7 +145,7 @@ class TrustGate:
     ) -> None:
         """See Gate. Takes at most limits.SECONDS, and the time of gpgv where the policy asks for GPG signatures."""
         match self._settings.enforcement:
-            case Enforcement.OFF:
+            case Enforcement.OFF:  # `open_gate` makes an OpenGate of it
                 return
             case Enforcement.WARN:
                 try:
@@ -329,3 +330,10 @@ class TrustGate:
             scope=verdict.scope,
             reason=verdict.reason,
         )
+
+
+async def open_gate(settings: TrustSettings, source: SignatureSource) -> TrustGate | OpenGate:
+    """The gate that the settings ask for; raises as TrustGate.open."""
+    if settings.enforcement is Enforcement.OFF:
+        return OpenGate()
+    return await TrustGate.open(settings, source)

@@ -342,3 +342,8 @@ def test_an_attached_attestation_of_the_older_kind_counts_by_key() -> None:
     assert verify_dsse(raw, IMAGE.raw, TRUSTED, VULNERABILITIES, ()).digest == IMAGE.digest
     with pytest.raises(Refused):
         verify_dsse(raw, image("evil").raw, TRUSTED, VULNERABILITIES, ())
+
+
+def test_a_signature_by_another_key_than_the_certificates_does_not_count_even_if_logged() -> None:
+    made = SIGSTORE.bundle(statement(IMAGE), SIGSTORE.certificate(new_key()), new_key())
+    assert "not valid" in refused(made, KEYLESS)

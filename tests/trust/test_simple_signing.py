@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Callable
 from datetime import timedelta
@@ -264,3 +265,26 @@ def test_a_key_that_is_too_weak_or_of_another_kind_is_never_trusted() -> None:
     with pytest.raises(Refused):
         TrustedKey.from_pem(pem(KEY) + pem(KEY), "two")
     assert sign(KEY, b"x")
+
+
+@pytest.mark.parametrize("trust", [KEYLESS, FULCIO, PkiTrust((Authority(SIGSTORE.ca, ()),), "dev@acme.test", None)])
+def test_a_signature_by_another_key_than_the_certificates_does_not_count_even_if_logged(trust: SimpleTrust) -> None:
+    subject = SUBJECT if trust is KEYLESS else "dev@acme.test"
+    made = SIGSTORE.simple(payload(IMAGE), SIGSTORE.certificate(new_key(), subject=subject), new_key())
+    assert "not valid" in refused(made, trust)
+
+
+def test_a_key_with_a_log_counts_with_the_logs_promise_of_this_signature_only() -> None:
+    trust = KeyTrust(trusts(KEY).trusted, FULCIO.log_keys)
+    data, annotations = SIGSTORE.simple(payload(IMAGE), key=KEY)
+    entry = json.loads(annotations["dev.sigstore.cosign/bundle"])
+    body = json.loads(base64.b64decode(entry["Payload"]["body"]))
+    body["spec"]["signature"]["publicKey"]["content"] = b64(pem(KEY))
+    made = SIGSTORE.entry(json.dumps(body).encode())
+    entry["Payload"]["body"] = made["canonicalizedBody"]
+    entry["SignedEntryTimestamp"] = made["inclusionPromise"]["signedEntryTimestamp"]
+    annotations["dev.sigstore.cosign/bundle"] = json.dumps(entry)
+    assert verify((data, annotations), trust)
+    data, other = simple(KEY, payload(IMAGE))
+    mixed = {**annotations, **other}
+    assert "another signature" in refused((data, mixed), trust)

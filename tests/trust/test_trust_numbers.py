@@ -143,8 +143,11 @@ CROWDED = [
 ]
 
 
-@pytest.mark.parametrize("most", CROWDED, ids=range(len(CROWDED)))
-@pytest.mark.parametrize("where", ["envelope", "manifest"])
+@pytest.mark.parametrize(
+    ("most", "where"),
+    [*((most, "envelope") for most in CROWDED), (CROWDED[0], "manifest"), (CROWDED[3], "manifest")],
+    ids=range(len(CROWDED) + 2),
+)
 async def test_a_refusal_of_the_most_that_is_read_ends_in_two_seconds_and_64_mib(
     tmp_path: Path, most: bytes, where: str
 ) -> None:
