@@ -215,7 +215,7 @@ def _read_token(raw: bytes, where: str) -> tuple[str, float]:
         raise UpstreamInvalid(f"{where}: the token service's answer is not a JSON object")
     token = body.get("token") or body.get("access_token")
     life = body.get("expires_in")
-    if isinstance(life, bool) or not isinstance(life, int | float) or not life > 0:
+    if not isinstance(life, int | float) or not life > 0:
         life = DEFAULT_LIFE
     return _checked(token, where), float(min(max(life, MIN_LIFE), MAX_LIFE))
 

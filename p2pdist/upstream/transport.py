@@ -65,7 +65,6 @@ class Transport:
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
             headers={"User-Agent": f"p2pdist/{__version__}", "Accept-Encoding": "identity"},
-            requote_redirect_url=False,
         )
 
     async def send(

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import stamina
 from support.registry import FakeRegistry
 
 from p2pdist.oci import Repository
 from p2pdist.upstream import Credentials, Registry, Upstreams, UpstreamSettings
+
+# A deadline per example fails by chance on a machine that is shared.
+hypothesis.settings.register_profile("shared", deadline=None)
+hypothesis.settings.load_profile("shared")
 
 
 @pytest.fixture(autouse=True)
@@ -59,3 +66,14 @@ async def client_of() -> AsyncIterator[MakeClient]:
 async def fake() -> AsyncIterator[FakeRegistry]:
     async with FakeRegistry() as registry:
         yield registry
+
+
+@pytest.fixture
+def login(tmp_path: Path):
+    def write(registry: FakeRegistry, entry: Mapping[str, Any] | None = None) -> Credentials:
+        file = tmp_path / "config.json"
+        entry = entry if entry is not None else {"username": "alice", "password": "hunter2"}
+        file.write_text(json.dumps({"auths": {registry.name: entry}}))
+        return Credentials(file)
+
+    return write

@@ -91,7 +91,8 @@ async def test_a_rotated_password_needs_no_restart(config) -> None:
     "content",
     [b"", b"[]", b"{", b"\xff", b"[" * 100_000, b'{"auths": []}', b'{"auths": {"a.x": 1}}',
      b'{"auths": {"a.x": {"auth": "!!"}}}', b'{"auths": {"a.x": {"auth": 7}}}',
-     b'{"credHelpers": {"a.x": 7}}', b'{"credsStore": []}', b"x" * (MAX_FILE + 1)],
+     b'{"credHelpers": {"a.x": 7}}', b'{"credsStore": []}',
+     b'{"auths":{"a.x":{"registrytoken":"t"}}}' + b" " * MAX_FILE],
 )  # fmt: skip
 async def test_a_file_that_is_broken_means_no_credentials_and_a_note(config, content: bytes) -> None:
     found = await config(content).find("a.x")
@@ -175,6 +176,18 @@ async def test_a_cancelled_look_up_ends_its_helper(config, helper, tmp_path: Pat
 async def test_a_helper_name_that_leaves_the_path_is_not_run(config, name: str) -> None:
     found = await config({"credHelpers": {"a.x": name}}).find("a.x")
     assert found.credential is None
+
+
+async def test_a_helper_name_with_a_slash_runs_nothing_in_the_working_directory(
+    config, tmp_path: Path, monkeypatch
+) -> None:
+    program = tmp_path / "docker-credential-x" / "evil"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\n")
+    program.chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    assert (await config({"credsStore": "x/evil"}).find("a.x")).credential is None
+    assert not (tmp_path / "ran").exists()
 
 
 async def test_a_helper_that_is_not_installed_leaves_a_note(config) -> None:

@@ -1,10 +1,13 @@
 """Redirects to object storage: followed by hand, without what is not meant for it."""
 
+import json
+
 import pytest
 from aiohttp import web
 from support.registry import BasicAuth, BearerAuth, Call, FakeRegistry, Status, noise
 
 from p2pdist.errors import UpstreamDenied, UpstreamError, UpstreamInvalid, UpstreamNotFound
+from p2pdist.upstream import Credentials
 from p2pdist.upstream.transport import MAX_REDIRECTS
 
 DATA = noise(300_000)
@@ -91,6 +94,21 @@ async def test_a_signature_refused_by_the_storage_is_temporary_and_says_nothing_
         with pytest.raises(UpstreamError) as caught:
             await client.read(digest)
         assert type(caught.value) is UpstreamError and caught.value.temporary and caught.value.status == 403
+
+
+async def test_a_storage_that_asks_for_a_login_gets_none(client_of, tmp_path) -> None:
+    async with FakeRegistry(storage=True) as fake, FakeRegistry() as thief:
+        digest = fake.add_blob(DATA)
+        config = tmp_path / "config.json"
+        config.write_text(json.dumps({"auths": {fake.name: {"username": "alice", "password": "hunter2"}}}))
+        for challenge in ("Basic", f'Bearer realm="{thief.url}/token"'):
+            fake.heal()
+            fake.fail(Status(401, {"WWW-Authenticate": challenge}), path="^/storage")
+            client = await client_of(fake, Credentials(config))
+            with pytest.raises(UpstreamError) as caught:
+                await client.read(digest)
+            assert type(caught.value) is UpstreamError
+        assert not thief.log and all("Authorization" not in one.headers for one in fake.requests())
 
 
 async def test_an_object_that_the_storage_lost_is_not_found(client_of) -> None:
