@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 from p2pdist.oci import Index, Manifest, Repository
+from p2pdist.trust import limits
 from p2pdist.trust.evidence import Evidence
 from p2pdist.trust.fetch import gather
 from p2pdist.trust.policy import Policy, Scope
-from p2pdist.trust.signatures.gpg import Gpgv, OpenSignature
+from p2pdist.trust.signatures.gpg import Gpgv, OpenSignature, within
 from p2pdist.trust.source import SignatureSource
 from p2pdist.trust.verdict import Verdict, judge
 
@@ -63,7 +65,7 @@ async def explain_image(
     evidence = Evidence()
     if scope.forms:
         evidence = await gather(source, repository, manifest.digest, scope.forms, stores)
-    opener = Gpgv() if open_signature is None else open_signature
+    opener = within(Gpgv() if open_signature is None else open_signature, limits.SECONDS, time.monotonic)
     return await asyncio.to_thread(judge, scope, repository, target, manifest, evidence, now, opener)
 
 

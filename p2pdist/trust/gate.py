@@ -37,7 +37,7 @@ from p2pdist.trust.library import Library
 from p2pdist.trust.policy import Enforcement
 from p2pdist.trust.policyfile import LoadedPolicy, PolicyFile
 from p2pdist.trust.settings import TrustSettings
-from p2pdist.trust.signatures.gpg import Gpgv, OpenSignature
+from p2pdist.trust.signatures.gpg import Gpgv, OpenSignature, within
 from p2pdist.trust.source import SignatureSource
 from p2pdist.trust.status import Counts, GateStatus, Refusal, RefusalLog
 from p2pdist.trust.verdict import Verdict, judge
@@ -143,7 +143,7 @@ class TrustGate:
     async def admit_manifest(
         self, repository: Repository, target: str, manifest: Manifest | Index, *, authorization: str | None = None
     ) -> None:
-        """See Gate. Takes at most limits.SECONDS, and the time of gpgv where the policy asks for GPG signatures."""
+        """See Gate. Takes at most limits.SECONDS, with GPG signatures up to two seconds more."""
         match self._settings.enforcement:
             case Enforcement.OFF:  # `open_gate` makes an OpenGate of it
                 return
@@ -278,10 +278,13 @@ class TrustGate:
     async def _judge(self, asked: _Asked) -> tuple[Verdict, float]:
         """The verdict, and the moment from which on its signatures are too old."""
         scope = asked.loaded.policy.scope_for(asked.repository, asked.target)
+        end = self._monotonic() + limits.SECONDS
         found = await self._library.find(asked.repository, asked.manifest.digest, scope.forms, asked.authorization)
         now = datetime.fromtimestamp(self._clock(), UTC)
+        left = max(limits.GPG_LAST_SECONDS, end - self._monotonic())
+        opener = within(self._open_signature, left, self._monotonic)
         verdict = await asyncio.to_thread(
-            judge, scope, asked.repository, asked.target, asked.manifest, found.evidence, now, self._open_signature
+            judge, scope, asked.repository, asked.target, asked.manifest, found.evidence, now, opener
         )
         return verdict, found.until
 

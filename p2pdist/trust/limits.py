@@ -21,7 +21,8 @@ REFERRERS = 64  # candidates looked at, those that look like signatures first
 SIGNATURES = 32  # signatures under one tag, or in one GPG signature store
 TOTAL = 16 * MIB  # bytes fetched for one decision
 SECONDS = 10.0  # for one decision, everything included
-GPG_SECONDS = 5.0  # for one gpgv
+GPG_SECONDS = 2.0  # for one gpgv; it takes milliseconds
+GPG_LAST_SECONDS = 1.0  # for GPG signatures where fetching has taken all the time there is
 PARALLEL = 8  # requests of one decision under way at once
 
 POLICY_FILE = MIB  # bytes of a policy file and of each file it names

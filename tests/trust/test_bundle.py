@@ -347,3 +347,14 @@ def test_an_attached_attestation_of_the_older_kind_counts_by_key() -> None:
 def test_a_signature_by_another_key_than_the_certificates_does_not_count_even_if_logged() -> None:
     made = SIGSTORE.bundle(statement(IMAGE), SIGSTORE.certificate(new_key()), new_key())
     assert "not valid" in refused(made, KEYLESS)
+
+
+def test_a_proof_to_a_root_of_ones_own_under_a_genuine_checkpoint_does_not_count() -> None:
+    made = SIGSTORE.bundle(statement(IMAGE))
+    entry = made["verificationMaterial"]["tlogEntries"][0]
+    body = base64.b64decode(entry["canonicalizedBody"])
+    genuine = SIGSTORE.entry(b'{"kind": "something else"}', others=9)["inclusionProof"]["checkpoint"]
+    entry["inclusionProof"]["checkpoint"] = genuine
+    assert "another tree" in refused(made, KEYLESS)
+    entry["inclusionProof"] = {**SIGSTORE.entry(body, others=9)["inclusionProof"], "checkpoint": genuine}
+    assert "another tree" in refused(made, KEYLESS), "of the same size"

@@ -17,7 +17,7 @@ from p2pdist.trust import limits
 from p2pdist.trust.identity import MatchRepoDigestOrExact, Name
 from p2pdist.trust.refusal import Refused
 from p2pdist.trust.signatures.bundle import Signed
-from p2pdist.trust.signatures.gpg import Gpgv, dearmored, verify_gpg
+from p2pdist.trust.signatures.gpg import Gpgv, Opened, dearmored, verify_gpg, within
 
 FILES = Path(__file__).parent / "gpg"
 KEYRING = (FILES / "release.gpg").read_bytes()
@@ -115,3 +115,17 @@ def test_a_gpgv_that_hangs_is_killed_in_time(tmp_path: Path, monkeypatch: pytest
     program.chmod(0o755)
     with pytest.raises(Refused, match="longer"):
         Gpgv(str(program))(KEYRING, b"x")
+
+
+def test_many_signatures_that_take_long_end_with_the_time_there_is() -> None:
+    clock = [0.0]
+
+    def slow(_keyring: bytes, _signature: bytes) -> Opened:
+        clock[0] += 2
+        raise Refused("slow")
+
+    hurried = within(slow, 5.0, lambda: clock[0])
+    for _ in range(32):
+        with pytest.raises(Refused):
+            hurried(b"", b"")
+    assert clock[0] == 6

@@ -65,6 +65,18 @@ def verify_gpg(
     return Signed(f"GPG key {opened.fingerprint}", "GPG simple signing", said.digest, str(said.name), opened.expires)
 
 
+def within(open_signature: OpenSignature, seconds: float, monotonic: Callable[[], float]) -> OpenSignature:
+    """`open_signature` for so many seconds in all; what is asked later is refused unread."""
+    end = monotonic() + seconds
+
+    def hurried(keyring: bytes, signature: bytes) -> Opened:
+        if monotonic() >= end:
+            raise Refused(f"no time left: the GPG signatures before it took {seconds:.1f} s")
+        return open_signature(keyring, signature)
+
+    return hurried
+
+
 def dearmored(data: bytes, what: str) -> bytes:
     """A keyring in binary: gpgv reads no ASCII armour (RFC 9580 section 6.2; its checksum is optional and unread)."""
     if b"-----BEGIN PGP" not in data:
