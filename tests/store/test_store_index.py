@@ -107,6 +107,16 @@ def no_table(path: Path) -> None:
     sql(path.parent, "DROP TABLE tags")
 
 
+def crossed_tables(path: Path) -> None:
+    """Every row can be read, but they are another table's."""
+    with closing(sqlite3.connect(path)) as database, database:
+        database.execute("PRAGMA writable_schema = ON")
+        database.execute(
+            "UPDATE sqlite_schema SET rootpage = (SELECT rootpage FROM sqlite_schema WHERE name = 'pins')"
+            " WHERE name = 'notes'"
+        )
+
+
 def impossible_digest(path: Path) -> None:
     sql(path.parent, "UPDATE blobs SET digest = '../../etc/passwd' WHERE size = 10")
 
@@ -125,6 +135,7 @@ def impossible_size(path: Path) -> None:
         broken_page,
         other_version,
         no_table,
+        crossed_tables,
         impossible_digest,
         impossible_size,
     ],
