@@ -27,7 +27,7 @@ from lab.process import LabError
 from lab.session import run_in_own_session
 from rollout_model import Result, Settings
 from rollout_plot import draw
-from rollout_report import as_json, medians, print_rollout, settings_as_dict
+from rollout_report import medians, print_rollout, settings_as_dict, strict_json
 from rollout_run import run
 from rollout_suite import run_short, run_suite
 
@@ -76,7 +76,7 @@ def _rollouts(options: argparse.Namespace, settings: Settings, base: Path | None
             draw(options.plot, plan, results[-1])
     if options.json:
         first, *others = rows
-        print(as_json({**first, "load": os.getloadavg(), "compare": others}))
+        print(strict_json({**first, "load": os.getloadavg(), "compare": others}))
     return 0 if good else 1
 
 

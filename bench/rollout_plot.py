@@ -24,14 +24,14 @@ def draw(path: Path, settings: Settings, result: Result) -> None:
     with pyplot.rc_context(style):
         figure, (nodes, egress) = pyplot.subplots(2, 1, figsize=(8, 5.6), sharex=True, height_ratios=[3, 1])
         seconds = [sample.second for sample in result.progress]
-        shown: set[str | None] = set()  # a legend names each once
+        named: set[str] = set()  # a legend names each once
         for index, node in enumerate(result.nodes):
             share = [sample.received[index] / settings.size for sample in result.progress]
             gone = node.seconds is None
             colour, width = ("tab:red", 0.8) if gone else ("tab:blue", 0.9)
-            label = "a node that died or hung" if gone else "each node"
-            label = None if label in shown else label
-            shown.add(label)
+            name = "a node that died or hung" if gone else "each node"
+            label = name if name not in named else None
+            named.add(name)
             nodes.plot(seconds, share, color=colour, linewidth=width, alpha=0.6, label=label)
             if node.seconds is not None:
                 nodes.plot([node.offset + node.seconds], [1.0], marker="|", color="tab:blue", markersize=9)

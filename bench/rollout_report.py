@@ -96,7 +96,7 @@ def medians(results: Sequence[Result]) -> dict[str, Any]:
     return row
 
 
-def as_json(row: dict[str, Any]) -> str:
+def strict_json(row: dict[str, Any]) -> str:
     """Strict JSON: what is not finite (no node survived) is null."""
 
     def finite(value: Any) -> Any:

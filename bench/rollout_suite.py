@@ -8,8 +8,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from lab.process import LabError
 from rollout_model import Settings
-from rollout_report import medians, print_rollout, settings_as_dict
+from rollout_report import medians, print_rollout, settings_as_dict, strict_json
 from rollout_run import run
 
 MIB = 1 << 20
@@ -62,9 +63,11 @@ def cases() -> list[Case]:
 def run_suite(runs: int, base: Path | None, *, as_json: bool, only: Sequence[str], base_settings: Settings) -> int:
     """Every case (or those whose name contains one of `only`), medians of `runs`. 1 if a goal is missed."""
     chosen = [case for case in cases() if not only or any(word in case.name for word in only)]
+    if not chosen:
+        raise LabError(f"no case is called {' or '.join(only)}; there are {', '.join(case.name for case in cases())}")
     rows = [_case(_with_tables(case, base_settings), runs, base, quiet=as_json) for case in chosen]
     if as_json:
-        print(as_json({"cases": rows, "load": os.getloadavg()}))
+        print(strict_json({"cases": rows, "load": os.getloadavg()}))
     else:
         print_table(rows)
     return 0 if all(row["good"] for row in rows) else 1
@@ -81,7 +84,7 @@ def run_short(base: Path | None, *, as_json: bool, base_settings: Settings) -> i
     ]
     rows = [_case(_with_tables(case, base_settings), 1, base, quiet=as_json) for case in short]
     if as_json:
-        print(as_json({"cases": rows, "load": os.getloadavg()}))
+        print(strict_json({"cases": rows, "load": os.getloadavg()}))
     else:
         print_table(rows)
     return 0 if all(row["good"] for row in rows) else 1

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 _TICK = os.sysconf("SC_CLK_TCK")
 
@@ -69,11 +70,15 @@ class Process:
         return self._popen.pid
 
     @property
-    def stdin(self):  # type: ignore[no-untyped-def]
+    def stdin(self) -> IO[bytes]:
+        """Only where it was started with pipes."""
+        assert self._popen.stdin is not None
         return self._popen.stdin
 
     @property
-    def stdout(self):  # type: ignore[no-untyped-def]
+    def stdout(self) -> IO[bytes]:
+        """Only where it was started with pipes."""
+        assert self._popen.stdout is not None
         return self._popen.stdout
 
     @property

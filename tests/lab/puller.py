@@ -12,6 +12,8 @@ hashed only after the clock has stopped.
 says nothing of them: for blobs larger than the memory one wants to give.
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 import mmap
@@ -40,12 +42,12 @@ class PullError(Exception):
 class Connection:
     """One keep-alive HTTP/1.1 connection; only what a registry answers: Content-Length, no encodings."""
 
-    def __init__(self, url):
+    def __init__(self, url: str) -> None:
         host, _, port = url.removeprefix("http://").partition(":")
         self.host = f"{host}:{port}"
         self.socket = socket.create_connection((host, int(port)), timeout=TIMEOUT)
 
-    def get(self, path, accept="*/*"):
+    def get(self, path: str, accept: str = "*/*") -> tuple[dict[str, str], int, bytes]:
         """(headers, length, the body's bytes that came with the head)."""
         request = f"GET {path} HTTP/1.1\r\nHost: {self.host}\r\nAccept: {accept}\r\nUser-Agent: lab-puller\r\n\r\n"
         self.socket.sendall(request.encode())
@@ -68,7 +70,7 @@ class Connection:
             raise PullError(f"{path}: no Content-Length")
         return headers, int(headers["content-length"]), rest
 
-    def body(self, path, length, rest, into):
+    def body(self, path: str, length: int, rest: bytes, into: memoryview | None) -> None:
         """The rest of the body into `into` (a memoryview of `length` bytes), or thrown away where that is None."""
         got = len(rest)
         if got > length:
@@ -91,7 +93,7 @@ class Connection:
             got += n
 
 
-def _discard(sock, most, waste):
+def _discard(sock: socket.socket, most: int, waste: bytearray) -> int:
     """Drops up to `most` bytes in the kernel; recv_into can't be told a length above its buffer's, so one step."""
     if len(waste) < most:
         waste.extend(bytes(most - len(waste)))
@@ -99,18 +101,19 @@ def _discard(sock, most, waste):
 
 
 class Pull:
-    def __init__(self, order):
+    def __init__(self, order: dict) -> None:
         self.url = order["url"]
         self.base = f"/v2/{order['repository']}"
         self.tag = order["tag"]
         self.parallel = order.get("parallel", 3)
         self.keep = order.get("keep", True)
-        self.kept = {}
-        self.ends = {}
-        self.errors = []
+        self.kept: dict[str, bytearray | mmap.mmap] = {}
+        self.ends: dict[str, float] = {}
+        self.errors: list[str] = []
+        self.todo: list[dict] = []
         self.lock = threading.Lock()
 
-    def run(self):
+    def run(self) -> list[dict]:
         connection = Connection(self.url)
         headers, length, rest = connection.get(f"{self.base}/manifests/{self.tag}", ACCEPT)
         raw = bytearray(length)
@@ -129,7 +132,7 @@ class Pull:
             for layer in manifest["layers"]
         ]
 
-    def work(self, connection=None):
+    def work(self, connection: Connection | None = None) -> None:
         try:
             connection = connection or Connection(self.url)
             while True:
@@ -141,7 +144,7 @@ class Pull:
         except (OSError, PullError) as e:
             self.errors.append(f"{type(e).__name__}: {e}")
 
-    def blob(self, connection, digest, size):
+    def blob(self, connection: Connection, digest: str, size: int) -> None:
         path = f"{self.base}/blobs/{digest}"
         _, length, rest = connection.get(path)
         if length != size:
@@ -153,12 +156,12 @@ class Pull:
         connection.body(path, length, rest, into)
         self.ends[digest] = time.time()
 
-    def wrong(self):
+    def wrong(self) -> list[str]:
         """Digests whose bytes are not what they should be."""
         return [digest for digest, data in self.kept.items() if f"sha256:{hashlib.sha256(data).hexdigest()}" != digest]
 
 
-def main():
+def main() -> None:
     order = json.loads(sys.argv[1])
     pull = Pull(order)
     at = order.get("at", 0.0)

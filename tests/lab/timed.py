@@ -10,7 +10,7 @@ import sys
 import time
 
 
-def main():
+def main() -> None:
     at, *argv = sys.argv[1:]
     time.sleep(max(0.0, float(at) - time.time()))
     start = time.time()
