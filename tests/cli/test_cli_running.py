@@ -65,7 +65,8 @@ def test_a_server_that_does_not_end_when_asked_is_ended(monkeypatch):
     async def serve(stop: asyncio.Event) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         try:
-            await asyncio.Event().wait()
+            async with asyncio.timeout(10.0):  # so that a server that is not ended fails here, instead of hanging
+                await asyncio.Event().wait()
         finally:
             cleaned.append(True)
 

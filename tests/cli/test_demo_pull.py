@@ -56,6 +56,7 @@ async def test_every_digest_of_an_honest_mirrors_image_is_proved(image):
 
 async def test_it_asks_as_containerd_does_three_layers_at_a_time_naming_the_registry(image):
     seen, now, most = [], 0, 0
+    layers = {str(layer.digest) for layer in image.layers}
     app = mirror(image)
 
     @web.middleware
@@ -65,6 +66,10 @@ async def test_it_asks_as_containerd_does_three_layers_at_a_time_naming_the_regi
         now += 1
         most = max(most, now)
         try:
+            if request.path.split("/")[-1] in layers:
+                for _ in range(50):  # real sockets: give the next request every chance to come too soon
+                    await asyncio.sleep(0.001)
+                    most = max(most, now)
             return await handler(request)
         finally:
             now -= 1
@@ -72,7 +77,7 @@ async def test_it_asks_as_containerd_does_three_layers_at_a_time_naming_the_regi
     app.middlewares.append(watch)
     assert not (await pulled(app)).error
     assert seen[1:3] == [("manifests", "registry.demo"), ("blobs", "registry.demo")]
-    assert most <= 3
+    assert most == 3
 
 
 async def test_one_wrong_bit_is_found(image):
