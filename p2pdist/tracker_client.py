@@ -214,6 +214,8 @@ class TrackerClient:
             future = self._asks.get(message.id)
             if future is not None and not future.done():
                 future.set_result(message)
+            elif isinstance(message, Fetch):  # whoever asked has given up: another node is to read it
+                self.send(messages.Refuse(message.key, 0, final=False))
 
     async def _receive(self, socket: ClientWebSocketResponse, timeout: float) -> list[FromTracker]:
         """The messages of the next frame, at least one.

@@ -288,11 +288,8 @@ class Leases:
     def _resume(self, registry: Registry, now: float, out: Outbox) -> None:
         if now < registry.paused_until:
             return
-        for rollout in list(registry.rollouts):
+        for rollout in registry.rollouts:
             registry.queue[rollout] = None
-            for swarm in list(rollout.swarms):
-                if swarm.lone:
-                    self._idle(now, swarm, out)
         self._serve(now, registry, out)
         self.forget_registry(now, registry)
 

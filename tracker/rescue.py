@@ -95,8 +95,7 @@ class Rescue:
                 source = swarm.source.get(index)
                 if source is not None and source.live and source is not seat.node:
                     sources[source] = None
-        if swarm.alone is None:
-            self._lease_again(now, swarm, orphans, out)
+        self._lease_again(now, swarm, orphans, out)
         for holder in swarm.holders.sample(self._state.rng, 2):
             sources[holder] = None
         if sources:

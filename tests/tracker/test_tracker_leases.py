@@ -149,6 +149,29 @@ def test_a_lease_without_progress_goes_to_another_node_and_a_late_chunk_is_welco
     assert not driver.swarm("blob").missing >> index & 1
 
 
+def test_a_chunk_that_came_late_is_not_read_again_when_its_second_reader_fails() -> None:
+    driver = Driver()
+    for number in (1, 2, 3):
+        driver.join(number, "blob", chunks=3)
+    (index, slow), *_ = driver.leased("blob").items()
+    driver.later(10.1)
+    second = driver.leased("blob")[index]
+    driver.got(slow, "blob", index)
+    driver.failed(second, "blob", index)
+    driver.later(1.0)
+    assert index not in driver.leased("blob") and not driver.swarm("blob").missing >> index & 1
+
+
+def test_the_layers_of_an_image_are_not_all_read_by_the_same_few_nodes() -> None:
+    driver = Driver()
+    driver.checking = False
+    layers = [f"layer-{number}" for number in range(10)]
+    for number in range(1, 101):
+        driver.join(number, *layers, chunks=8, rollout="image")
+    readers = {node for layer in layers for node, _ in run_dry(driver, layer)}
+    assert len(readers) > 40
+
+
 def test_half_a_chunk_renews_a_lease() -> None:
     driver = Driver()
     for number in (1, 2, 3):
@@ -263,6 +286,15 @@ def test_a_node_that_lies_about_a_size_stands_alone() -> None:
     (joined,) = driver.take(3, wire.Joined)
     assert joined.swarms[0].members == 2
     assert {peer.node for peer in joined.peers} == {node_id(2)}
+
+
+def test_a_node_that_corrects_a_size_changes_its_place() -> None:
+    driver = Driver()
+    driver.join(1, "blob", chunks=3)
+    driver.join(2, "blob", chunks=8)
+    driver.join(1, "blob", chunks=8)
+    assert driver.take(1, wire.Joined)[-1].swarms[0].members == 2
+    assert len(driver.swarms.state.swarms[digest("blob")]) == 1
 
 
 def test_runs_of_chunks_give_their_credit_back_at_half_of_the_run() -> None:

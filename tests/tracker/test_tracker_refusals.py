@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 from tracker_driver import REGISTRY, Driver, digest, leases, of
 
@@ -56,6 +58,14 @@ def test_one_node_cannot_call_a_blob_gone_by_saying_it_twice() -> None:
     assert liar not in driver.leased("blob").values()
 
 
+def test_only_who_read_it_can_say_that_it_is_gone() -> None:
+    driver = rollout(4, chunks=40)
+    idle = [node for node in (1, 2, 3, 4) if node not in driver.leased("blob").values()]
+    for node in idle:
+        assert driver.failed(node, "blob", 0, 404, final=True) == []
+    assert len(idle) >= 2 and of(driver.said, wire.Gone) == []
+
+
 def test_a_node_that_was_refused_reads_no_more_while_others_can() -> None:
     driver = rollout(3, chunks=40)
     denied, _ = refuse(driver, status=403)
@@ -84,6 +94,28 @@ def test_when_everybody_is_refused_the_blob_is_gone() -> None:
     driver.later(5.0)
     refuse(driver, 3 - first, status=0)
     assert len(of(driver.said, wire.Gone)) == 2
+
+
+def test_who_failed_at_a_chunk_is_not_the_next_to_read_it() -> None:
+    rng = random.Random(1)
+    for seed in range(20):
+        driver = Driver(seed=seed, retry_after_failure=0.01)
+        for number in (1, 2, 3):
+            driver.join(number, "blob", chunks=12)
+        failed: dict[int, int] = {}
+        seen = 0
+        while driver.leased("blob") or driver.swarm("blob").missing:
+            for node, index in leases(driver.said[seen:]):
+                assert failed.get(index) != node
+            seen = len(driver.said)
+            for index, node in list(driver.leased("blob").items()):
+                if rng.random() < 0.3:
+                    failed[index] = node
+                    driver.failed(node, "blob", index, 500)
+                elif rng.random() < 0.5:
+                    driver.got(node, "blob", index)
+            driver.later(0.2)
+        assert failed
 
 
 def test_a_failed_chunk_goes_to_another_node_after_a_pause() -> None:
@@ -153,6 +185,13 @@ def test_a_throttled_registry_is_left_in_peace_and_everyone_is_told() -> None:
     assert leases(driver.said[before:]) == []
     driver.later(0.2)
     assert leases(driver.said[before:])
+
+
+def test_a_pause_that_is_known_is_not_told_again() -> None:
+    driver = rollout(4, chunks=40)
+    (first, one), (second, other), *_ = driver.leased("blob").items()
+    assert of(driver.failed(one, "blob", first, 429, retry_after=5.0), wire.Throttle)
+    assert not of(driver.failed(other, "blob", second, 429, retry_after=5.0), wire.Throttle)
 
 
 def test_who_joins_during_a_pause_is_told() -> None:

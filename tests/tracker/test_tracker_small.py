@@ -249,6 +249,19 @@ def test_memory_is_bounded_and_the_least_recently_used_goes_first() -> None:
     assert of(ask(driver, 2, keys[1]), wire.Fetch)
 
 
+def test_what_is_being_fetched_is_not_forgotten_for_want_of_memory() -> None:
+    driver = cluster(max_bytes=30_000)
+    ask(driver, 1)
+    ask(driver, 2)
+    for number in range(5):
+        body = bytes([number]) * 20_000
+        key = f"blob registry.example/x@{name_of(body)}"
+        ask(driver, 3, key)
+        offer(driver, 3, key, data=body)
+    assert of(offer(driver, 1), wire.Content)[0][0] == 2
+    driver.disconnect(1, 2, 3)
+
+
 def test_many_keys_without_content_are_bounded_too() -> None:
     driver = cluster(max_bytes=50_000)
     driver.checking = False

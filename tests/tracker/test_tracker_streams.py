@@ -121,6 +121,17 @@ def test_a_node_left_alone_streams_what_nobody_has() -> None:
     assert streams(driver.said) == [(1, digest("blob"), 2)]
 
 
+def test_a_node_whose_only_companion_is_dead_streams() -> None:
+    driver = Driver()
+    driver.join(1, "blob")
+    driver.join(2, "blob")
+    driver.say(2, wire.Dead(node_id(1)))
+    driver.later(1.0)
+    for index in list(driver.leased("blob")):
+        driver.got(2, "blob", index)
+    assert [(number, name) for number, name, _ in streams(driver.said)] == [(2, digest("blob"))]
+
+
 def test_a_holder_that_turns_up_calls_the_stream_back_and_is_introduced() -> None:
     driver = alone("blob")
     driver.connect(2)

@@ -227,6 +227,7 @@ def _check_swarm(swarm: Swarm, nodes: dict[bytes, Node]) -> None:
     assert all(nodes[node.id] is node and node.seats[swarm.digest].swarm is swarm for node in swarm.seats)
     known = 0
     for node, seat in swarm.seats.items():
+        assert not seat.known & ~swarm.full
         if node.live:
             known |= seat.known
         else:

@@ -214,6 +214,16 @@ async def test_a_question_without_an_answer_ends_in_time() -> None:
         assert await agent.hear(wire.Content)
 
 
+async def test_a_fetch_for_which_nobody_waits_any_more_is_handed_back_at_once() -> None:
+    async with played() as tracker, running(tracker.url) as agent:
+        await agent.hear(wire.Welcome)
+        with pytest.raises(TrackerError):
+            await agent.client.ask(KEY, 0.01)
+        assert await tracker.frames.get() == [wire.Ask(0, KEY)]
+        await tracker.say(wire.Fetch(0, KEY))
+        assert await tracker.frames.get() == [wire.Refuse(KEY, 0, final=False)]
+
+
 async def test_a_question_ends_with_the_session() -> None:
     async with played() as tracker, running(tracker.url) as agent:
         await agent.hear(wire.Welcome)
