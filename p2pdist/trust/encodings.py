@@ -20,11 +20,15 @@ _PEM = re.compile(
 
 
 def base64_bytes(text: str, what: str) -> bytes:
-    """RFC 4648 section 4 with padding, nothing else in it."""
+    """RFC 4648 section 4 with padding, in its one canonical form."""
     try:
-        return base64.b64decode(text.encode("ascii"), validate=True)
+        raw = text.encode("ascii")
+        data = base64.b64decode(raw, validate=True)
     except (binascii.Error, ValueError) as error:
         raise Refused(f"{what} is not base64") from error
+    if base64.b64encode(data) != raw:  # Python's decoder lets padding without end through
+        raise Refused(f"{what} is not canonical base64")
+    return data
 
 
 def base64url_bytes(text: str, what: str) -> bytes:

@@ -295,7 +295,6 @@ class TrustGate:
         loaded = self._policy.current()
         if loaded.generation != self._closure.generation:
             self._closure = Closure(loaded.generation, self._records.values())
-            self._refusals.clear()
         return loaded
 
     def _has_blob(self, repository: Repository, digest: Digest) -> bool:
