@@ -458,7 +458,7 @@ class MeshEngine:
         except (PeerError, ProtocolError) as error:
             self._refused(fetch, error)
         except StorageError as error:
-            fetch.exchange.fail(error)
+            fetch.exchange.broken(error)
         self._pump()
 
     def _refused(self, fetch: Fetch, error: Exception) -> None:
@@ -484,7 +484,7 @@ class MeshEngine:
         self._decide.failed(fetch.ask, self._loop.time(), hold=self._knobs.stall)
         _log.debug("a request failed", peer=fetch.ask.peer.hex()[:12], chunk=fetch.ask.index, error=str(why))
         if isinstance(why, StorageError):
-            fetch.exchange.fail(why)
+            fetch.exchange.broken(why)
         elif isinstance(why, (PeerError, ProtocolError, ValueError)) and fetch.receiver is not None:
             self._refused(fetch, why)
         if fetch.connection is not None and fetch.connection.usable and fetch.ask.peer in self._links:

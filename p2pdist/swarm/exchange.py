@@ -86,6 +86,7 @@ class Exchange:
         self.full = (1 << self.count) - 1
         self.failure: Exception | None = None
         self.listeners: list[Callable[[Exchange, int], None]] = []
+        self.on_broken: Callable[[Exchange, StorageError], None] | None = None  # the disk failed under an engine
         self._attestor = attestor
         self._clock = clock
         self._staging = staging
@@ -140,6 +141,11 @@ class Exchange:
         if self.failure is None:
             self.failure = error
         self.pulse()
+
+    def broken(self, error: StorageError) -> None:
+        """The disk failed while an engine wrote."""
+        if self.on_broken is not None:
+            self.on_broken(self, error)
 
     # --- receiving -----------------------------------------------------------------------------------------------
 

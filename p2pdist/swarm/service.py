@@ -196,10 +196,16 @@ class SwarmService:
         exchange = Exchange(blob.digest, blob.size, chunk_size, self._attestor, self._clock, staging=staging)
         transfer.exchange = exchange
         exchange.listeners.append(self._progressed)
+        exchange.on_broken = self._broken
         self._engine.add(exchange)
         transfer.ready.set()
         if exchange.whole:
             self._scope.spawn(self._finish(transfer))
+
+    def _broken(self, exchange: Exchange, error: StorageError) -> None:
+        transfer = self._transfers.get(exchange.name)
+        if transfer is not None and transfer.exchange is exchange:
+            self._scope.spawn(self._end(transfer, error))
 
     def _progressed(self, exchange: Exchange, index: int) -> None:
         transfer = self._transfers.get(exchange.name)
@@ -448,7 +454,6 @@ class SwarmService:
         except UpstreamError as error:
             self._failed(transfer, exchange, first, error)
         except StorageError as error:
-            exchange.fail(error)
             await self._end(transfer, error)
         finally:
             transfer.reads -= 1

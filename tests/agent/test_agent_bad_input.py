@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -239,3 +240,22 @@ async def test_a_body_that_waits_for_its_next_chunk_stays_open_while_others_arri
             got += piece
         assert bytes(got) == image.blobs[image.layers[0]]
         handle.release()
+
+
+async def test_a_disk_that_fills_while_peers_send_is_answered_404_at_once(tmp_path: Path) -> None:
+    async with FakeRegistry() as registry, Fleet(tmp_path, registry) as fleet:
+        image = image_of(registry, 8 * MIB)
+        await fleet.pull(await fleet.start(), image)
+        small = tmp_path / "small"
+        small.mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(small)], check=True)
+        try:
+            node = await fleet.start(node=NodeConfig(name="n", data_dir=small, shutdown_seconds=1.0))
+            began = asyncio.get_running_loop().time()
+            status, body = await fleet.get(node, "blobs", image.layers[0])
+            assert (status, b"BLOB_UNKNOWN" in body) == (404, True)
+            assert asyncio.get_running_loop().time() - began < 5.0
+            await fleet.stop(node)
+            fleet.nodes.remove(node)
+        finally:
+            subprocess.run(["umount", "-l", str(small)], check=True)
