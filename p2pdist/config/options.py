@@ -7,12 +7,14 @@ a ConfigError.
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from p2pdist.config import values as v
 from p2pdist.errors import ConfigError
@@ -185,8 +187,7 @@ class RegistryConfig(Section):
             return self.url
         if self.name == "docker.io":
             return "https://registry-1.docker.io"
-        loopback = self.name.startswith(("127.", "[::1]")) or self.name.split(":")[0] == "localhost"
-        return f"{'http' if loopback else 'https'}://{self.name}"
+        return f"{'http' if _is_loopback(urlsplit(f'//{self.name}').hostname or '') else 'https'}://{self.name}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,6 +272,13 @@ class AgentConfig:
     def admin_socket(self) -> Path:
         """Where the admin socket is."""
         return self.admin.socket if self.admin.socket is not None else self.node.data_dir / "admin.sock"
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def section_types() -> dict[str, type[Section]]:

@@ -84,6 +84,7 @@ def test_the_registries_variable_replaces_the_files_list(load):
 def test_only_registries_on_loopback_are_spoken_to_without_tls_unasked(name):
     assert RegistryConfig(name=name).endpoint == f"http://{name}"
     assert RegistryConfig(name="localhost.example.com").endpoint.startswith("https://")
+    assert RegistryConfig(name="127.evil.example").endpoint.startswith("https://")
 
 
 @pytest.mark.parametrize(

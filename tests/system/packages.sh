@@ -2,7 +2,7 @@
 # Installs exactly the Debian packages that the system tests and the benches drive. Quick when they are there.
 set -eu
 
-packages="ca-certificates containerd curl docker.io docker-registry iproute2 podman redis-server skopeo util-linux"
+packages="aria2 ca-certificates containerd curl docker.io docker-registry gpg gpg-agent gpgv iproute2 podman redis-server skopeo util-linux"
 
 missing=""
 for package in $packages; do
