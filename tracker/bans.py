@@ -26,7 +26,7 @@ class Bans:
         self._accused_by[accuser] = mine
         others = {who: said for who, said in self._accusers.pop(peer, {}).items() if said[1] > since and who != accuser}
         others[accuser] = (host, now)
-        if min(len(others), len({host for host, _ in others.values()})) >= self._rules.accusers:
+        if len({host for host, _ in others.values()}) >= self._rules.accusers:
             self._banned[peer] = now + self._rules.ban_time
             return True
         self._accusers[peer] = others

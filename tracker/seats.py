@@ -6,6 +6,8 @@ counts what live members say they have; a swarm without seats is over, and a rol
 
 from __future__ import annotations
 
+import sys
+
 from p2pdist.protocol import messages
 from p2pdist.protocol.chunks import chunk_size_for, valid_chunk_size
 from tracker.bitmaps import from_wire
@@ -42,7 +44,7 @@ class Seats:
             swarm = self._state.swarms.get(want.digest, {}).get(want.size) or self._born(now, join, want, total)
             if swarm is None:
                 return None
-            seat = node.seats[want.digest] = swarm.seats[node] = Seat(node, swarm, join.registry)
+            seat = node.seats[swarm.digest] = swarm.seats[node] = Seat(node, swarm, join.registry)
             self.sit(seat)
         if want.chunk_size == seat.swarm.chunk_size:
             self.learn(seat, from_wire(want.have, seat.swarm.count))
@@ -157,6 +159,7 @@ class Seats:
 
     def hold(self, now: float, node: Node, digest: str, out: Outbox) -> None:
         """A live node has the blob. If it waited for it, it does no more; if not, some of those who wait are told."""
+        digest = sys.intern(digest)  # every node names it in a string of its own: thousands of nodes, hundreds of blobs
         seat = node.seats.get(digest)
         if digest not in node.holds and len(node.holds) < self._rules.max_holds_per_node:
             node.holds.add(digest)
