@@ -4,47 +4,38 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from support.memnet import MemoryNetwork
+from engines.engine_networks import Case, MeshOnMemory, Network, Run, TorrentOnLoopback
 from support.swarmlab import Lab, until
-from support.virtual import run_virtual
 
-from p2pdist.mesh.engine import MeshEngine, MeshSettings
 from p2pdist.protocol.chunks import chunk_range
-from p2pdist.swarm.attest import Attestor
 
 CHUNK = 64 * 1024
 DATA = random.Random(1).randbytes(20 * CHUNK + 100)
 COUNT = 21
 
-Case = Callable[[Lab, MemoryNetwork], Awaitable[None]]
 
-
-@pytest.fixture
-def run(tmp_path: Path) -> Callable[[Case], None]:
-    """Runs one case on a virtual clock over the in-memory network."""
+@pytest.fixture(params=[MeshOnMemory, TorrentOnLoopback], ids=["mesh", "bittorrent"])
+def run(request: pytest.FixtureRequest, tmp_path: Path) -> Run:
+    """Runs one case on the network of each engine."""
 
     def runner(case: Case) -> None:
+        network = request.param(tmp_path)
+
         async def main() -> None:
-            network = MemoryNetwork()
-
-            def make(name: str, attestor: Attestor, rng: random.Random) -> MeshEngine:
-                return MeshEngine(attestor.node, network.host(name), MeshSettings(), rng)
-
-            async with Lab(tmp_path, make) as lab:
+            async with Lab(tmp_path, network.make, network.address) as lab:
                 await case(lab, network)
 
-        run_virtual(main())
+        network.run(main())
 
     return runner
 
 
-def test_a_node_that_holds_a_blob_serves_it_whole_and_proved(run: Callable[[Case], None]) -> None:
-    async def case(lab: Lab, network: MemoryNetwork) -> None:
+def test_a_node_that_holds_a_blob_serves_it_whole_and_proved(run: Run) -> None:
+    async def case(lab: Lab, network: Network) -> None:
         seed, late = await lab.node("seed"), await lab.node("late")
         await lab.seed(seed, DATA, CHUNK)
         exchange = await lab.fetch(late, DATA, CHUNK)
@@ -56,8 +47,8 @@ def test_a_node_that_holds_a_blob_serves_it_whole_and_proved(run: Callable[[Case
     run(case)
 
 
-def test_chunks_travel_on_before_the_blob_is_complete_and_enter_once(run: Callable[[Case], None]) -> None:
-    async def case(lab: Lab, network: MemoryNetwork) -> None:
+def test_chunks_travel_on_before_the_blob_is_complete_and_enter_once(run: Run) -> None:
+    async def case(lab: Lab, network: Network) -> None:
         nodes = [await lab.node(f"n{i}") for i in range(6)]
         exchanges = [await lab.fetch(node, DATA, CHUNK) for node in nodes]
         lab.link_all()
@@ -74,8 +65,8 @@ def test_chunks_travel_on_before_the_blob_is_complete_and_enter_once(run: Callab
     run(case)
 
 
-def test_a_node_that_joins_over_an_older_link_gets_what_came_before_it(run: Callable[[Case], None]) -> None:
-    async def case(lab: Lab, network: MemoryNetwork) -> None:
+def test_a_node_that_joins_over_an_older_link_gets_what_came_before_it(run: Run) -> None:
+    async def case(lab: Lab, network: Network) -> None:
         first, late = await lab.node("first"), await lab.node("late")
         complete = await lab.fetch(first, DATA, CHUNK)
         late.engine.link([first.info])  # for another blob, long ago
@@ -92,9 +83,9 @@ def test_a_node_that_joins_over_an_older_link_gets_what_came_before_it(run: Call
 
 
 def test_a_peer_that_sends_other_bytes_than_attested_is_refused_named_and_dropped(
-    run: Callable[[Case], None],
+    run: Run,
 ) -> None:
-    async def case(lab: Lab, network: MemoryNetwork) -> None:
+    async def case(lab: Lab, network: Network) -> None:
         liar, honest, victim = [await lab.node(name) for name in ("liar", "honest", "victim")]
         bad = await lab.seed(liar, DATA, CHUNK)
         await lab.seed(honest, DATA, CHUNK)
@@ -118,8 +109,8 @@ def test_a_peer_that_sends_other_bytes_than_attested_is_refused_named_and_droppe
     run(case)
 
 
-def test_a_statement_of_someone_who_is_no_member_is_refused(run: Callable[[Case], None]) -> None:
-    async def case(lab: Lab, network: MemoryNetwork) -> None:
+def test_a_statement_of_someone_who_is_no_member_is_refused(run: Run) -> None:
+    async def case(lab: Lab, network: Network) -> None:
         stranger = await lab.node("stranger", lab.attestor(cluster=_other_cluster()))
         victim = await lab.node("victim")
         await lab.seed(stranger, DATA, CHUNK)
@@ -132,29 +123,29 @@ def test_a_statement_of_someone_who_is_no_member_is_refused(run: Callable[[Case]
     run(case)
 
 
-def test_a_node_that_dies_is_replaced_by_the_others(run: Callable[[Case], None]) -> None:
-    async def case(lab: Lab, network: MemoryNetwork) -> None:
+def test_a_node_that_dies_is_replaced_by_the_others(run: Run) -> None:
+    async def case(lab: Lab, network: Network) -> None:
         nodes = [await lab.node(f"n{i}") for i in range(4)]
         exchanges = [await lab.fetch(node, DATA, CHUNK) for node in nodes]
         lab.link_all()
         await until(lambda: all(len(node.engine.links()) == 3 for node in nodes))
         for index in range(COUNT):
             lab.give(nodes[index % 2], DATA, index)
-        network.hosts["n3"].kill()
+        network.kill("n3")
         await until(lambda: all(exchange.whole for exchange in exchanges[:3]))
 
     run(case)
 
 
-def test_a_node_that_hangs_costs_the_others_little_and_is_reported(run: Callable[[Case], None]) -> None:
-    async def case(lab: Lab, network: MemoryNetwork) -> None:
+def test_a_node_that_hangs_costs_the_others_little_and_is_reported(run: Run) -> None:
+    async def case(lab: Lab, network: Network) -> None:
         hung, good, want = [await lab.node(name) for name in ("hung", "good", "want")]
         await lab.seed(hung, DATA, CHUNK)
         await lab.seed(good, DATA, CHUNK)
         exchange = await lab.fetch(want, DATA, CHUNK)
         want.engine.link([hung.info, good.info])
         await until(lambda: len(want.engine.links()) == 2)
-        network.hosts["hung"].hang()
+        network.hang("hung")
         began = _now()
         await until(lambda: exchange.whole)
         assert _now() - began < 4.0
@@ -163,8 +154,8 @@ def test_a_node_that_hangs_costs_the_others_little_and_is_reported(run: Callable
     run(case)
 
 
-def test_what_nobody_near_has_is_reported_missing(run: Callable[[Case], None]) -> None:
-    async def case(lab: Lab, network: MemoryNetwork) -> None:
+def test_what_nobody_near_has_is_reported_missing(run: Run) -> None:
+    async def case(lab: Lab, network: Network) -> None:
         one, two = await lab.node("one"), await lab.node("two")
         exchange = await lab.fetch(one, DATA, CHUNK)
         await lab.fetch(two, DATA, CHUNK)
@@ -178,8 +169,8 @@ def test_what_nobody_near_has_is_reported_missing(run: Callable[[Case], None]) -
     run(case)
 
 
-def test_without_a_tracker_each_chunk_is_read_about_once(run: Callable[[Case], None]) -> None:
-    async def case(lab: Lab, network: MemoryNetwork) -> None:
+def test_without_a_tracker_each_chunk_is_read_about_once(run: Run) -> None:
+    async def case(lab: Lab, network: Network) -> None:
         nodes = [await lab.node(f"n{i}") for i in range(5)]
         exchanges = [await lab.fetch(node, DATA, CHUNK) for node in nodes]
         lab.link_all()
@@ -194,8 +185,8 @@ def test_without_a_tracker_each_chunk_is_read_about_once(run: Callable[[Case], N
     run(case)
 
 
-def test_a_blob_that_nobody_opened_is_asked_of_its_holder(run: Callable[[Case], None]) -> None:
-    async def case(lab: Lab, network: MemoryNetwork) -> None:
+def test_a_blob_that_nobody_opened_is_asked_of_its_holder(run: Run) -> None:
+    async def case(lab: Lab, network: Network) -> None:
         holder, late = await lab.node("holder"), await lab.node("late")
         asked: list[str] = []
 
@@ -212,15 +203,15 @@ def test_a_blob_that_nobody_opened_is_asked_of_its_holder(run: Callable[[Case], 
     run(case)
 
 
-def test_stopping_leaves_nothing_behind(run: Callable[[Case], None]) -> None:
-    async def case(lab: Lab, network: MemoryNetwork) -> None:
+def test_stopping_leaves_nothing_behind(run: Run) -> None:
+    async def case(lab: Lab, network: Network) -> None:
         one, two = await lab.node("one"), await lab.node("two")
         await lab.seed(one, DATA, CHUNK)
         await lab.fetch(two, DATA, CHUNK)
         two.engine.link([one.info])
         await until(lambda: bool(two.exchange and two.exchange.have))
         await two.engine.stop()
-        assert not network.hosts["two"].pipes
+        assert not network.sockets("two")
         await until(lambda: not one.engine.links())
 
     run(case)

@@ -64,18 +64,28 @@ class Node:
     attestor: Attestor
     engine: Engine
     host: FakeHost
+    host_name: str
     exchange: Exchange | None = None
 
     @property
     def info(self) -> PeerInfo:
-        return PeerInfo(self.attestor.node, self.name, self.engine.port)
+        return PeerInfo(self.attestor.node, self.host_name, self.engine.port)
 
 
 class Lab:
-    """Nodes of one cluster. `make_engine(name, attestor, rng)` builds an engine on the test's network."""
+    """Nodes of one cluster. `make_engine(name, attestor, rng)` builds an engine on the test's network.
 
-    def __init__(self, directory: Path, make_engine: Callable[[str, Attestor, random.Random], Engine]) -> None:
+    `address`: where the network reaches the node of a name; the in-memory one by the name itself.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        make_engine: Callable[[str, Attestor, random.Random], Engine],
+        address: Callable[[str], str] = str,
+    ) -> None:
         self.directory = directory
+        self.address = address
         self.make_engine = make_engine
         self.cluster = Ed25519PrivateKey.generate()
         self.nodes: list[Node] = []
@@ -102,7 +112,7 @@ class Lab:
         host = FakeHost()
         engine = self.make_engine(name, attestor, random.Random(len(self.nodes)))
         await engine.start(host)
-        node = Node(name, store, attestor, engine, host)
+        node = Node(name, store, attestor, engine, host, self.address(name))
         self._stack.push_async_callback(self._stop, node)
         self.nodes.append(node)
         return node

@@ -1,0 +1,288 @@
+"""One libtorrent session on asyncio: its alerts come in through a socket pair, no call waits for its thread.
+
+libtorrent's synchronous calls were seen to block the loop for 118 ms: what has no asynchronous form (constructor,
+destructor, peer classes) runs in a thread, everything else is posted and its outcome learnt from alerts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import libtorrent as lt
+import structlog
+
+from p2pdist.errors import OperationError
+from p2pdist.torrent.settings import TorrentSettings, TorrentTls, session_settings
+
+_log = structlog.get_logger("p2pdist.torrent")
+_LISTEN = 5.0  # seconds in which libtorrent must have opened its port
+_FILES = "/proc/self/fd"  # a torrent's file is named by an open descriptor: no path leads to a stale or foreign file
+_FLAGS = (lt.torrent_flags.default_flags & ~lt.torrent_flags.auto_managed & ~lt.torrent_flags.paused) | (
+    lt.torrent_flags.no_verify_files
+)
+# RFC 7919, ffdhe2048: libtorrent wants parameters though TLS 1.3 uses none.
+_DH = """-----BEGIN DH PARAMETERS-----
+MIIBCAKCAQEA//////////+t+FRYortKmq/cViAnPTzx2LnFg84tNpWp4TZBFGQz
++8yTnc4kmz75fS/jY2MMddj2gbICrsRhetPfHtXV/WVhJDP1H18GbtCFY2VVPe0a
+87VXE15/V8k1mE8McODmi3fipona8+/och3xWKE2rec1MKzKT0g6eXq8CrGCsyT7
+YdEIqUuyyOP7uWrat2DX9GgdT0Kj3jlN9K5W7edjcrsZCwenyO4KbXCeAvzhzffi
+7MA0BM0oNC9hkXL+nOmFg/+OTxIy7vKBg8P+OxtMb61zO7X8vC7CIAXFjvGDfRaD
+ssbzSibBsu/6iGtCOGEoXJf//////////wIBAg==
+-----END DH PARAMETERS-----
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Remote:
+    """The other end of a BitTorrent connection; `peer_id` (20 bytes) is what it says of itself, zeros before that."""
+
+    host: str
+    port: int
+    peer_id: bytes
+
+
+class SessionOwner(Protocol):
+    """Who is told what happens, on the loop. `key`: the torrent's info-hash (20 bytes)."""
+
+    def torrent_ready(self, key: bytes) -> None:
+        """It takes peers and pieces now."""
+
+    def torrent_removed(self, key: bytes) -> None:
+        """libtorrent has let go of its file."""
+
+    def torrent_failed(self, key: bytes, why: str) -> None:
+        """It stands still: the disk, or TLS."""
+
+    def torrent_piece(self, key: bytes, index: int) -> None:
+        """All of a piece came (or was there when it was added). Not necessarily in the file yet."""
+
+    def torrent_flushed(self, key: bytes) -> None:
+        """What came before the flush was asked for is in the file."""
+
+    def torrent_asked(self, key: bytes, index: int, block: int, remote: Remote) -> None:
+        """A block was asked of `remote`."""
+
+    def torrent_block(self, key: bytes, index: int, block: int, remote: Remote) -> None:
+        """A block that `remote` sent is in the file."""
+
+    def torrent_connected(self, key: bytes, remote: Remote, outgoing: bool) -> None:
+        """A connection is open."""
+
+    def torrent_disconnected(self, key: bytes, remote: Remote) -> None:
+        """It is closed."""
+
+
+class Session:
+    """See the module. Everything but `start` and `close` returns at once."""
+
+    def __init__(self, settings: TorrentSettings, peer_id: str, owner: SessionOwner, *, checks: bool) -> None:
+        self.counters: dict[str, int] = {}  # libtorrent's own, as of the last `post_counters`
+        self._settings = settings
+        self._peer_id = peer_id
+        self._owner = owner
+        self._checks = checks
+        self._handles: dict[bytes, lt.torrent_handle] = {}
+        self._unwanted: set[bytes] = set()  # removed before they were there
+        self._checked: set[bytes] = set()  # ready before they were announced
+        self._session: lt.session | None = None
+
+    async def start(self, port: int, pool: ThreadPoolExecutor) -> None:
+        """Listen on `port`. OperationError if that can't be."""
+        self._loop = asyncio.get_running_loop()
+        self._pool = pool
+        self._listening: asyncio.Future[None] = self._loop.create_future()
+        pack = session_settings(self._settings, port, self._peer_id, checks=self._checks)
+        self._session = await self._loop.run_in_executor(pool, self._make, pack)
+        self._reader, self._writer = socket.socketpair()
+        self._reader.setblocking(False)
+        self._writer.setblocking(False)
+        self._session.set_alert_fd(self._writer.fileno())
+        self._loop.add_reader(self._reader.fileno(), self._alerts)
+        self._alerts()
+        try:
+            async with asyncio.timeout(_LISTEN):
+                await self._listening
+        except TimeoutError as error:
+            await self.close()
+            raise OperationError(f"libtorrent does not listen on {self._settings.host}:{port}") from error
+        except OperationError:
+            await self.close()
+            raise
+
+    def _make(self, pack: Any) -> lt.session:
+        parameters = lt.session_params()
+        parameters.settings = pack
+        session = lt.session(parameters)
+        wan = self._settings.wan
+        if wan is not None:
+            wide = session.create_peer_class("wan")
+            limits = session.get_peer_class(wide)
+            limits["upload_limit"], limits["download_limit"] = wan.upload_limit, wan.download_limit
+            session.set_peer_class(wide, limits)
+            everyone = lt.ip_filter()
+            for first, last in (("0.0.0.0", "255.255.255.255"), ("::", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff")):
+                everyone.add_rule(first, last, 1 << wide)
+            session.set_peer_class_filter(everyone)
+        return session
+
+    async def close(self) -> None:
+        """Leave every swarm and close every connection; files are let go of when it returns."""
+        if self._session is None:
+            return
+        session, self._session = self._session, None
+        self._loop.remove_reader(self._reader.fileno())
+        session.set_alert_fd(-1)
+        self._handles.clear()
+        holder = [session]
+        del session
+        await self._loop.run_in_executor(self._pool, holder.clear)  # the destructor waits for libtorrent's threads
+        self._reader.close()
+        self._writer.close()
+
+    # --- torrents ------------------------------------------------------------------------------------------------
+
+    def add(self, metainfo: bytes, fd: int, have: list[bool], *, only_give: bool = False) -> None:
+        """Load a torrent on the file that `fd` is; it must stay open until `torrent_removed`.
+
+        `have` is believed (and must be given: without it, a file that exists is taken for complete). `only_give`:
+        nothing is ever written.
+        """
+        assert self._session is not None
+        parameters = lt.load_torrent_buffer(metainfo)
+        parameters.save_path = _FILES
+        parameters.renamed_files = {0: str(fd)}
+        parameters.have_pieces = have
+        parameters.flags = _FLAGS | (lt.torrent_flags.upload_mode if only_give else 0)
+        if not self._settings.discover:
+            parameters.flags |= lt.torrent_flags.disable_pex | lt.torrent_flags.disable_lsd
+        self._session.async_add_torrent(parameters)
+
+    def remove(self, key: bytes) -> None:
+        """Unload it; `torrent_removed` follows, and only then the same torrent can be added again."""
+        handle = self._handles.pop(key, None)
+        self._checked.discard(key)
+        if handle is None:
+            self._unwanted.add(key)
+        elif self._session is not None:
+            self._session.remove_torrent(handle)
+
+    def connect(self, key: bytes, host: str, port: int) -> None:
+        """Dial a peer, now and whenever the connection is lost."""
+        handle = self._handles.get(key)
+        if handle is not None:
+            handle.connect_peer((host, port))
+
+    def flush(self, key: bytes) -> None:
+        """`torrent_flushed` follows once what came until now is in the file."""
+        handle = self._handles.get(key)
+        if handle is not None:
+            handle.flush_cache()
+
+    def injector(self, key: bytes) -> Callable[[int, bytes], None] | None:
+        """What gives a piece to a ready torrent, for use in a thread; `torrent_piece` is the only sign of success."""
+        handle = self._handles.get(key)
+        if handle is None:
+            return None
+        return lambda index, data: handle.add_piece(index, data, 0)
+
+    def block(self, hosts: Iterable[str]) -> None:
+        """Drop the connections with these hosts and refuse new ones; replaces what was said before."""
+        rules = lt.ip_filter()
+        for host in hosts:
+            rules.add_rule(host, host, 1)
+        if self._session is not None:
+            self._session.set_ip_filter(rules)
+
+    def post_counters(self) -> None:
+        """Bring `counters` up to date, soon."""
+        if self._session is not None:
+            self._session.post_session_stats()
+
+    # --- alerts --------------------------------------------------------------------------------------------------
+
+    def _alerts(self) -> None:
+        with suppress(BlockingIOError):
+            self._reader.recv(65536)
+        if self._session is None:
+            return
+        for alert in self._session.pop_alerts():
+            self._alert(alert)
+
+    def _alert(self, alert: lt.alert) -> None:
+        if isinstance(alert, (lt.block_downloading_alert, lt.block_finished_alert)):
+            key, remote = _key(alert), _remote(alert)
+            tell = self._owner.torrent_asked
+            if isinstance(alert, lt.block_finished_alert):
+                tell = self._owner.torrent_block
+            tell(key, alert.piece_index, alert.block_index, remote)
+        elif isinstance(alert, lt.piece_finished_alert):
+            self._owner.torrent_piece(_key(alert), alert.piece_index)
+        elif isinstance(alert, lt.cache_flushed_alert):
+            self._owner.torrent_flushed(_key(alert))
+        elif isinstance(alert, lt.session_stats_alert):
+            self.counters = alert.values
+        else:
+            self._rare(alert)
+
+    def _rare(self, alert: lt.alert) -> None:
+        if isinstance(alert, lt.add_torrent_alert):
+            self._added(alert)
+        elif isinstance(alert, lt.torrent_checked_alert):
+            key = _key(alert)
+            if key in self._handles:
+                self._owner.torrent_ready(key)
+            elif key not in self._unwanted:
+                self._checked.add(key)
+        elif isinstance(alert, lt.torrent_removed_alert):
+            self._owner.torrent_removed(alert.info_hashes.v1.to_bytes())
+        elif isinstance(alert, lt.torrent_need_cert_alert):
+            _certify(alert.handle, self._settings.tls)
+        elif isinstance(alert, lt.peer_connect_alert):
+            self._owner.torrent_connected(_key(alert), _remote(alert), "outgoing" in alert.message())
+        elif isinstance(alert, lt.peer_disconnected_alert):
+            self._owner.torrent_disconnected(_key(alert), _remote(alert))
+        elif isinstance(alert, (lt.torrent_error_alert, lt.file_error_alert)):
+            self._owner.torrent_failed(_key(alert), alert.message())
+        elif isinstance(alert, lt.listen_failed_alert):
+            if not self._listening.done():
+                self._listening.set_exception(OperationError(alert.message()))
+        elif isinstance(alert, lt.listen_succeeded_alert):
+            if not self._listening.done():
+                self._listening.set_result(None)
+        elif isinstance(alert, lt.alerts_dropped_alert):
+            _log.error("libtorrent dropped alerts: it says more than can be read", what=alert.message())
+
+    def _added(self, alert: lt.add_torrent_alert) -> None:
+        key = alert.params.info_hashes.v1.to_bytes()
+        unwanted, checked = key in self._unwanted, key in self._checked
+        self._unwanted.discard(key)
+        self._checked.discard(key)
+        if alert.error.value():
+            self._owner.torrent_failed(key, alert.error.message())
+            self._owner.torrent_removed(key)
+        elif not unwanted:
+            self._handles[key] = alert.handle
+            if checked:
+                self._owner.torrent_ready(key)
+        elif self._session is not None:
+            self._session.remove_torrent(alert.handle)
+
+
+def _key(alert: lt.torrent_alert) -> bytes:
+    return alert.handle.info_hashes().v1.to_bytes()
+
+
+def _remote(alert: lt.peer_alert) -> Remote:
+    host, port = alert.endpoint
+    return Remote(host, port, alert.pid.to_bytes())
+
+
+def _certify(handle: lt.torrent_handle, tls: TorrentTls | None) -> None:
+    if tls is not None:
+        handle.set_ssl_certificate_buffer(tls.certificate, tls.key, _DH)
