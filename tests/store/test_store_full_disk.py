@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -21,12 +22,15 @@ DIGEST = Digest.of(DATA)
 
 
 @pytest.fixture
-def disk(tmp_path: Path):
-    place = tmp_path / "disk"
-    place.mkdir()
+def disk():
+    """Not below pytest's own directory, and given up lazily: a mount left over would be in pytest's way for ever."""
+    place = Path(tempfile.mkdtemp(prefix="p2pdist-disk-"))
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={SIZE}", "p2pdist-test", str(place)], check=True)
-    yield place
-    subprocess.run(["umount", str(place)], check=True)
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "--lazy", str(place)], check=True)
+        place.rmdir()
 
 
 class Hog:

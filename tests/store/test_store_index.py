@@ -70,7 +70,9 @@ async def test_what_is_known_of_a_blob_goes_with_it(filled) -> None:
     await store.remove(DIGEST)
     assert store.media_type(DIGEST) is None
     await store.close()
-    store = await Store.open(filled)
+    with structlog.testing.capture_logs() as logs:
+        store = await Store.open(filled)
+    assert logs == []
     assert store.media_type(DIGEST) is None and store.find(DIGEST) is None
     await add(store, ONE)
     assert store.repositories(DIGEST) == set()
