@@ -21,6 +21,7 @@ class ExemptObjects:
         self._clock = clock
         self._seconds = seconds
         self._blobs: dict[tuple[Repository, Digest], float] = {}
+        self._manifests: dict[tuple[Repository, Digest], float] = {}
 
     def has_blob(self, repository: Repository, digest: Digest) -> bool:
         """Whether it belongs to an object that was let through."""
@@ -43,8 +44,14 @@ class ExemptObjects:
                 return False
             if data is None or not is_no_archive(layer, data):
                 return False
-        if len(self._blobs) > _KEPT:
-            self._blobs = {key: end for key, end in self._blobs.items() if end > self._clock()}
         end = self._clock() + self._seconds
-        self._blobs.update({(repository, digest): end for digest in exempt.blobs})
+        for table, digests in ((self._manifests, {manifest.digest}), (self._blobs, exempt.blobs)):
+            while len(table) > _KEPT:  # the oldest; it is judged by its shape again when it is asked for
+                del table[next(iter(table))]
+            table.update({(repository, digest): end for digest in digests})
         return True
+
+    def digests(self, repository: Repository) -> set[Digest]:
+        """Manifests and blobs of the objects of a repository that were let through."""
+        both = [*self._manifests.items(), *self._blobs.items()]
+        return {digest for (of, digest), end in both if of == repository and end > self._clock()}

@@ -202,9 +202,9 @@ class TrustGate:
         return verdict
 
     def servable(self, repository: Repository) -> set[Digest]:
-        """Every manifest, config and layer of a repository that passes now."""
+        """Every manifest, config and layer of a repository that passes now; signature objects that were asked for."""
         self._current()
-        return self._closure.digests(repository, self._clock())
+        return self._closure.digests(repository, self._clock()) | self._exempt.digests(repository)
 
     def status(self) -> GateStatus:
         """What is in force and what it has done so far."""

@@ -28,7 +28,7 @@ from typing import Any
 
 import structlog
 
-from p2pdist.errors import ConfigError, InvalidManifest, P2pdistError, PolicyError
+from p2pdist.errors import ConfigError, InvalidManifest, P2pdistError, PolicyError, UpstreamNotFound
 from p2pdist.oci import Digest, Index, Manifest, Repository, parse_manifest
 from p2pdist.trust import Enforcement, TrustGate, TrustSettings, UpstreamSource
 from p2pdist.upstream import Credentials, Upstreams, UpstreamSettings
@@ -185,8 +185,11 @@ async def _pull(gate: TrustGate, upstreams: Upstreams, pull: _Pull) -> None:
     """Resolve, get by digest, get every child, ask for every blob; what is refused is raised."""
     first = await _manifest(gate, upstreams, pull.repository, pull.target)
     manifests = [await _manifest(gate, upstreams, pull.repository, str(first.digest))]
-    if isinstance(first, Index):
-        manifests += [await _manifest(gate, upstreams, pull.repository, str(child.digest)) for child in first.manifests]
+    for child in first.manifests if isinstance(first, Index) else ():
+        try:
+            manifests.append(await _manifest(gate, upstreams, pull.repository, str(child.digest)))
+        except UpstreamNotFound:  # not every platform has to be there
+            continue
     for manifest in manifests:
         if isinstance(manifest, Manifest):
             for blob in (manifest.config, *manifest.layers):

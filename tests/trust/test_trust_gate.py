@@ -431,7 +431,8 @@ async def test_signature_objects_pass_and_so_do_their_blobs(lab: Lab) -> None:
         await gate.admit_manifest(REPOSITORY, tag, manifest)
         assert all(blob_passes(gate, digest) for digest in blobs(manifest))
         assert not any(blob_passes(gate, digest, ELSEWHERE) for digest in blobs(manifest))
-        assert gate.servable(REPOSITORY) == set(), "it is no accepted image"
+        assert gate.servable(REPOSITORY) == {manifest.digest, *blobs(manifest)}
+        assert not blob_passes(gate, blobs(IMAGE)[0]), "the image that it signs has not passed with it"
     envelope, _ = referrer(IMAGE, b"{}")
     async with lab.gate() as gate:
         await gate.admit_manifest(REPOSITORY, str(Digest.of(envelope)), parsed(envelope))
