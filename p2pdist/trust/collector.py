@@ -7,7 +7,7 @@ import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from p2pdist.errors import InvalidManifest, UpstreamError
+from p2pdist.errors import InvalidManifest, UpstreamDenied, UpstreamError
 from p2pdist.oci import Digest, Manifest, Repository, parse_manifest
 from p2pdist.trust import limits
 from p2pdist.trust.evidence import Candidate, Evidence, Form, Unread
@@ -69,7 +69,9 @@ class Collector:
             try:
                 yield
             except UpstreamError as error:
-                self.miss(form, where, f"can't be fetched: {error}", fault=error.temporary)
+                # Denied: another client's authorization may do, so it must not be remembered for all.
+                passing = error.temporary or isinstance(error, UpstreamDenied)
+                self.miss(form, where, f"can't be fetched: {error}", fault=passing)
 
     async def manifest_by_tag(self, tag: str, form: Form | None, where: str, depth: int) -> bytes | None:
         """A manifest within the limits; None where there is none, or it can't be had."""

@@ -533,6 +533,15 @@ async def test_a_clients_own_authorization_is_passed_on(lab: Lab) -> None:
     assert lab.source.behalf == ["Basic eA=="]
 
 
+async def test_one_client_without_access_does_not_spoil_the_verdict_for_one_with(lab: Lab) -> None:
+    lab.sign(IMAGE)
+    lab.source.denies = "Basic eA=="
+    async with lab.gate() as gate:
+        assert "can't be fetched" in await refused(gate, "1.0", IMAGE)
+        lab.later(3.1)
+        await gate.admit_manifest(REPOSITORY, "1.0", IMAGE, authorization="Basic eA==")
+
+
 async def test_the_verdict_names_every_candidate_and_its_reason(lab: Lab) -> None:
     good, bad = simple(KEY, payload(IMAGE)), simple(OTHER_KEY, payload(IMAGE))
     lab.source.sign_simple(IMAGE, bad, simple(KEY, payload(OTHER)), good, bad)

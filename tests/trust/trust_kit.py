@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
 
-from p2pdist.errors import ConfigError, UpstreamError, UpstreamUnreachable
+from p2pdist.errors import ConfigError, UpstreamDenied, UpstreamError, UpstreamUnreachable
 from p2pdist.oci import OCI_INDEX, OCI_MANIFEST, Digest, Index, Manifest, Repository, parse_manifest
 from p2pdist.trust import ReferrersPage
 from p2pdist.trust.notation import cbor
@@ -660,6 +660,7 @@ class MemorySource:
         self.hanging: set[str] = set()
         self.asked: list[str] = []
         self.behalf: list[str] = []
+        self.denies = ""  # everybody but whoever has this authorization
 
     def on_behalf_of(self, authorization: str) -> MemorySource:
         self.behalf.append(authorization)
@@ -671,6 +672,8 @@ class MemorySource:
             await asyncio.Event().wait()
         if what in self.broken:
             raise UpstreamUnreachable(f"{what}: no route")
+        if self.denies and self.denies not in self.behalf:
+            raise UpstreamDenied(f"{what}: 401")
 
     async def manifest(self, repository: Repository, target: str, limit: int) -> bytes | None:
         await self._ask(target)
