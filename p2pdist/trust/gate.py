@@ -46,6 +46,9 @@ _REFUSALS_KEPT = 1024
 _WAITING = 256  # judgements that "warn" has not come round to
 
 
+_Key = tuple[Repository, str, Digest, str, str | None]
+
+
 @dataclass(frozen=True, slots=True)
 class _Asked:
     """One question: a manifest under a name, by one policy, for whoever has this authorization."""
@@ -57,8 +60,8 @@ class _Asked:
     authorization: str | None
 
     @property
-    def key(self) -> tuple[Repository, str, Digest, str]:
-        return self.repository, self.target, self.manifest.digest, self.loaded.generation
+    def key(self) -> _Key:
+        return self.repository, self.target, self.manifest.digest, self.loaded.generation, self.authorization
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +97,8 @@ class TrustGate:
         self._exempt = ExemptObjects(self._library, clock, settings.ttl_seconds)
         self._records = {(one.repository, one.target, one.digest): one for one in records}
         self._closure = Closure(policy.current().generation, self._records.values())
-        self._refusals: OrderedDict[tuple[Repository, str, Digest, str], _Remembered] = OrderedDict()
-        self._judging: Flights[tuple[Repository, str, Digest, str], Verdict] = Flights()
+        self._refusals: OrderedDict[_Key, _Remembered] = OrderedDict()
+        self._judging: Flights[_Key, Verdict] = Flights()
         self._waiting: asyncio.Queue[tuple[Repository, str, Manifest | Index, str | None]] = asyncio.Queue(_WAITING)
         self._counts = Counts()
         self._shown = RefusalLog()
