@@ -58,13 +58,17 @@ class ControlLink(asyncio.Protocol):
 
     def send(self, frame: AnyFrame) -> None:
         """Queue a frame; all of one turn of the loop leave together."""
+        self.send_encoded(encode(frame), alive=isinstance(frame, Alive))
+
+    def send_encoded(self, data: bytes, *, alive: bool = False) -> None:
+        """The same for a frame that goes to several neighbours; `alive`: it is no use of the link."""
         if self._closed or self._transport is None:
             return
         if not self._out:
             self._loop.call_soon(self._flush)
-        if not isinstance(frame, Alive):
+        if not alive:
             self.used = self._loop.time()
-        self._out += encode(frame)
+        self._out += data
 
     def _flush(self) -> None:
         if self._closed or self._transport is None:

@@ -358,7 +358,13 @@ class Decisions(Generic[Peer]):
 
     def stalled(self, now: float) -> list[Ask[Peer]]:
         """Requests that brought no byte for too long: cancel them, drop their peers, report them dead."""
-        limit = now - self.knobs.stall
+        return self._silent_since(now - self.knobs.stall)
+
+    def quiet(self, now: float) -> list[Ask[Peer]]:
+        """Requests of which nothing was heard for a while: look whether a little has come."""
+        return self._silent_since(now - self.knobs.stall / 3)
+
+    def _silent_since(self, limit: float) -> list[Ask[Peer]]:
         return [
             Ask(peer, blob, k)
             for blob, b in self._blobs.items()

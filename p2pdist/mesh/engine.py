@@ -20,7 +20,7 @@ from p2pdist.mesh.fetching import Fetch, Outbound
 from p2pdist.mesh.knobs import Knobs
 from p2pdist.mesh.network import Listener, Network
 from p2pdist.mesh.serving import Inbound
-from p2pdist.mesh.wire import UPGRADE, Alive, AnyFrame, Claim, Close, Have, Head, Open, bitmap, mask, parse_head
+from p2pdist.mesh.wire import UPGRADE, Alive, AnyFrame, Claim, Close, Have, Head, Open, bitmap, encode, mask, parse_head
 from p2pdist.protocol.chunks import chunk_range, valid_chunk_size
 from p2pdist.protocol.messages import PeerInfo
 from p2pdist.scope import Scope
@@ -82,6 +82,7 @@ class MeshEngine:
         self._ticking: asyncio.TimerHandle | None = None
         self._orphaned: tuple[float, int] | None = None
         self._asked_more = 0.0
+        self._pumping = False
 
     # --- life ----------------------------------------------------------------------------------------------------
 
@@ -326,7 +327,7 @@ class MeshEngine:
         exchange = self._exchanges.get(theirs.digest)
         if exchange is not None and exchange.chunk_size == theirs.chunk_size:
             self._decide.peer_has(link.peer.node, theirs.digest, frame.index, frame.load, frame.active)
-            self._pump()
+            self._pump_soon()
 
     def _heard_open(self, link: ControlLink, frame: Open) -> None:
         if not valid_chunk_size(frame.size, frame.chunk_size) or len(link.blobs) >= 4096:
@@ -357,13 +358,21 @@ class MeshEngine:
             min(65_535, self._decide.downloads),
             sha256,
         )
+        data = encode(frame)
         for peer in peers:
-            self._links[peer].send(frame)
+            self._links[peer].send_encoded(data)
 
     # --- fetching ------------------------------------------------------------------------------------------------
 
     def _pump(self) -> None:
+        self._pumping = False
         self._send(self._decide.pump(self._loop.time()))
+
+    def _pump_soon(self) -> None:
+        """Once for all that comes in this turn of the loop."""
+        if not self._pumping:
+            self._pumping = True
+            self._loop.call_soon(self._pump)
 
     def _send(self, asks: list[Ask[bytes]]) -> None:
         for ask in asks:
@@ -566,6 +575,10 @@ class MeshEngine:
         now = self._loop.time()
         for ask in self._decide.stalled(now):
             self._stalled(ask, now)
+        for ask in self._decide.quiet(now):
+            fetch = self._fetches.get((ask.peer, ask.blob, ask.index))
+            if fetch is not None and fetch.connection is not None and fetch.receiver is not None:
+                fetch.connection.look()
         self._pump()
         self._send(self._decide.late(now))
         unfinished = any(exchange.have != exchange.full for exchange in self._exchanges.values())

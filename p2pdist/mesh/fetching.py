@@ -17,7 +17,7 @@ from p2pdist.protocol.chunks import chunk_range
 from p2pdist.swarm.exchange import Exchange, Receiver
 
 _BUFFER = 256 * 1024
-_WAKE = 32 * 1024  # bytes that are worth waking up for
+_WAKE = 64 * 1024  # bytes that are worth waking up for: half of the smallest common chunk, where neighbours are told
 
 
 class FetchOwner(Protocol):
@@ -163,6 +163,10 @@ class Outbound(asyncio.BufferedProtocol):
     def _set_wake(self, remaining: int) -> None:
         if self._wake is not None:
             self._wake.after(min(_WAKE, remaining))
+
+    def look(self) -> None:
+        """Wake up at whatever is there: nothing came for a while, perhaps only less than is worth waking up for."""
+        self._set_wake(1)
 
     def _finish(self) -> None:
         self._fetch = None
