@@ -89,7 +89,7 @@ class Agent:
             stack.push_async_callback(self._store.close)
             key = _node_key(config.node.data_dir / "node.key")
             self._attestor = Attestor(key)
-            self._upstreams = await stack.enter_async_context(self._make_upstreams())
+            self._upstreams = await stack.enter_async_context(make_upstreams(config))
             self._engine = self._make_engine()
             self._swarms = SwarmService(
                 self._store, self._upstreams.registry, self._engine, self._attestor, self._session, SwarmSettings()
@@ -127,35 +127,13 @@ class Agent:
 
     async def _open_gate(self, stack: AsyncExitStack) -> None:
         """Put the policy in force; ConfigError if it can't be."""
-        trust = self._config.trust
-        if trust.enforcement == "off":
+        if self._config.trust.enforcement == "off":
             return
-        settings = TrustSettings(
-            Enforcement(trust.enforcement),
-            trust.policy_file,
-            self._config.node.data_dir / "trust.sqlite3",
-            lookaside=dict(store.split("=", 1) for store in trust.lookaside),
-            ttl_seconds=trust.ttl_seconds,
-        )
+        settings = trust_settings(self._config)
         session = await stack.enter_async_context(aiohttp.ClientSession())
         source = SharedSource(self._upstreams, session, self._pull)
         self._gate = self._pull.gate = await TrustGate.open(settings, source)
         stack.push_async_callback(self._gate.close)
-
-    def _make_upstreams(self) -> Upstreams:
-        settings = [
-            UpstreamSettings(
-                name=registry.name,
-                url=registry.endpoint,
-                ca_file=registry.ca_file,
-                connect_timeout=registry.connect_timeout_seconds,
-                stall_timeout=registry.stall_timeout_seconds,
-                max_connections=registry.max_connections,
-            )
-            for registry in self._config.registries
-        ]
-        upstream = self._config.upstream
-        return Upstreams(settings, Credentials(upstream.credentials_file), allow_any=upstream.allow_any)
 
     def _make_engine(self) -> MeshEngine:
         peer = self._config.peer
@@ -253,6 +231,35 @@ class Agent:
         registry = CollectorRegistry()
         registry.register(_Metrics(self.status))
         return registry
+
+
+def make_upstreams(config: AgentConfig) -> Upstreams:
+    """The clients of the registries in the configuration; an asynchronous context manager."""
+    settings = [
+        UpstreamSettings(
+            name=registry.name,
+            url=registry.endpoint,
+            ca_file=registry.ca_file,
+            connect_timeout=registry.connect_timeout_seconds,
+            stall_timeout=registry.stall_timeout_seconds,
+            max_connections=registry.max_connections,
+        )
+        for registry in config.registries
+    ]
+    credentials = Credentials(config.upstream.credentials_file)
+    return Upstreams(settings, credentials, allow_any=config.upstream.allow_any)
+
+
+def trust_settings(config: AgentConfig) -> TrustSettings:
+    """What the configuration's [trust] says, as the gate takes it; ConfigError for a store's URL that can't be used."""
+    trust = config.trust
+    return TrustSettings(
+        Enforcement(trust.enforcement),
+        trust.policy_file,
+        config.node.data_dir / "trust.sqlite3",
+        lookaside=dict(store.split("=", 1) for store in trust.lookaside),
+        ttl_seconds=trust.ttl_seconds,
+    )
 
 
 class _Metrics:

@@ -11,6 +11,7 @@ from p2pdist.mirror.door import Asked, BlobAsked, Refusal, TagsAsked
 from p2pdist.oci import Digest
 
 EVERYWHERE = {"Docker-Distribution-Api-Version": "registry/2.0", "Server": "p2pdist"}
+_STATUS_LINE = 600  # characters of a reason in it
 
 
 def ping() -> web.Response:
@@ -23,6 +24,7 @@ def refused(refusal: Refusal) -> web.Response:
     body = {"errors": [{"code": refusal.code, "message": refusal.message, "detail": None}]}
     response = web.Response(
         status=refusal.status,
+        reason=_in_status_line(refusal) if refusal.status == 403 else None,
         body=json.dumps(body).encode(),
         headers={**EVERYWHERE, "Content-Type": "application/json"},
     )
@@ -30,6 +32,12 @@ def refused(refusal: Refusal) -> web.Response:
         response.headers["Allow"] = "GET, HEAD"
         response.force_close()  # else the body of a push would be read to its end
     return response
+
+
+def _in_status_line(refusal: Refusal) -> str:
+    """The reason where containerd shows it: it resolves by HEAD, whose answer has no body (RFC 9112, section 4)."""
+    text = "".join(c if c.isascii() and c.isprintable() else " " for c in f"{refusal.code}: {refusal.message}")
+    return text if len(text) <= _STATUS_LINE else text[:_STATUS_LINE] + "..."
 
 
 def content_headers(digest: Digest, media_type: str) -> dict[str, str]:
