@@ -40,6 +40,7 @@ _LINGER = 60.0  # seconds that a finished blob is served from the scratch file t
 _COUNT = 0.5  # seconds between two looks at libtorrent's counters
 _FEW, _MORE = 5, 10  # with fewer neighbours than this, ask for so many
 _DEAD = 3.0  # seconds that a silent neighbour's host is shut out, so that libtorrent gives up what it asked there
+_TOGETHER = 0.02  # seconds in which neighbours to dial are collected
 _QUESTIONS = 65_536  # attestations that may wait to be sent
 
 
@@ -326,11 +327,16 @@ class TorrentEngine:
         self._connect(live)
 
     def _connect(self, live: Live) -> None:
-        """Dial a few of the neighbours whose torrent is the one that this node has."""
+        """Dial a few of the neighbours whose torrent is the one that this node has, together."""
+        if not live.dialling and self._to_dial(live):
+            live.dialling = True
+            self._loop.call_later(_TOGETHER, self._dial, live)
+
+    def _to_dial(self, live: Live) -> list[bytes]:
         loaded = live.current
-        if loaded is None or not live.unfinished:
-            return
-        free = [
+        if loaded is None or not live.unfinished or len(live.dialled) >= self.settings.dials:
+            return []
+        return [
             node
             for node, theirs in self._near.of(live)
             if theirs.torrents & loaded.kind
@@ -338,13 +344,19 @@ class TorrentEngine:
             and node not in live.edges
             and not (theirs.whole and live.map_asked is not None)
         ]
+
+    def _dial(self, live: Live) -> None:
+        live.dialling = False
+        free = [] if live.gone else self._to_dial(live)
         self._rng.shuffle(free)
-        for node in free[: max(0, self.settings.dials - len(live.dialled))]:
+        peers: list[tuple[str, int]] = []
+        for node in free[: self.settings.dials - len(live.dialled)]:
             link = self._links.neighbours[node]
             if link.peer is not None:
                 live.dialled.add(node)
                 link.send(wire.Dial(live.number))
-                self._torrents.connect(live, link.host, link.peer.port)
+                peers.append((link.host, link.peer.port))
+        self._torrents.connect(live, peers)
 
     # --- attestations --------------------------------------------------------------------------------------------
 

@@ -100,6 +100,8 @@ class Live:
         self.chunk_time = 0.3  # seconds that a chunk takes to arrive, smoothed
         self.moved = now  # something came, or was read
         self.missed_at = 0.0
+        self.connections = 0  # open ones in libtorrent
+        self.dialling = False  # a few are about to be opened
         self.dialled: set[bytes] = set()
         self.edges: set[bytes] = set()  # neighbours that dialled us
 
@@ -136,6 +138,7 @@ class Live:
         self.given.clear()
         self.first_asked.clear()
         self.blame.forget()
+        self.connections = 0
         self.dialled.clear()
         self.edges.clear()
 

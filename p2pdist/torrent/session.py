@@ -172,11 +172,20 @@ class Session:
         elif self._session is not None:
             self._session.remove_torrent(handle)
 
-    def connect(self, key: bytes, host: str, port: int) -> None:
-        """Dial a peer, now and whenever the connection is lost."""
+    def connect(self, key: bytes, addresses: Iterable[tuple[str, int]], *, at_once: bool) -> None:
+        """Dial peers, now and whenever their connections are lost.
+
+        libtorrent dials at its next full second, unless a torrent just begins. `at_once`: it begins again, which closes
+        the connections that it has.
+        """
         handle = self._handles.get(key)
-        if handle is not None:
-            handle.connect_peer((host, port))
+        if handle is None:
+            return
+        for address in addresses:
+            handle.connect_peer(address)
+        if at_once:
+            handle.pause()
+            handle.resume()
 
     def flush(self, key: bytes) -> None:
         """`torrent_flushed` follows once what came until now is in the file."""

@@ -9,7 +9,7 @@ loaded again with the proved ones.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol, TypeVar
 
@@ -204,11 +204,12 @@ class Torrents:
         if loaded is not None and live.flush_due(now, self._settings.flush):
             loaded.session.flush(loaded.metainfo.key)
 
-    def connect(self, live: Live, host: str, port: int) -> None:
-        """Dial the peer whose control links are on `port`."""
+    def connect(self, live: Live, peers: Sequence[tuple[str, int]]) -> None:
+        """Dial peers; hosts, and the ports of their control links."""
         loaded = live.current
-        if loaded is not None:
-            loaded.session.connect(loaded.metainfo.key, host, port + loaded.kind)
+        if loaded is not None and peers:
+            addresses = [(host, port + loaded.kind) for host, port in peers]
+            loaded.session.connect(loaded.metainfo.key, addresses, at_once=not live.connections)
 
     # --- what the sessions say -----------------------------------------------------------------------------------
 
@@ -265,11 +266,16 @@ class Torrents:
     def torrent_connected(self, key: bytes, remote: Remote, outgoing: bool) -> None:
         """See `SessionOwner`."""
         known = self._keys.get(key)
-        if known is not None and outgoing:
-            self._owner.found(remote.host, remote.port - known[1].kind)
+        if known is not None:
+            known[0].connections += 1
+            if outgoing:
+                self._owner.found(remote.host, remote.port - known[1].kind)
 
     def torrent_disconnected(self, key: bytes, remote: Remote) -> None:
         """See `SessionOwner`."""
+        known = self._keys.get(key)
+        if known is not None:
+            known[0].connections = max(0, known[0].connections - 1)
 
     def _fetching(self, key: bytes) -> Live | None:
         known = self._keys.get(key)

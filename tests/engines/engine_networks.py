@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
@@ -85,7 +86,7 @@ class TorrentOnLoopback:
         return engine
 
     def address(self, name: str) -> str:
-        return self._addresses.setdefault(name, f"127.0.0.{len(self._addresses) + 2}")
+        return self._addresses.setdefault(name, own_address(len(self._addresses) + 1))
 
     def kill(self, name: str) -> None:
         self._dying.append(asyncio.get_running_loop().create_task(self._engines[name].stop()))
@@ -114,6 +115,12 @@ def _starve(session: Any) -> None:
         limits = inner.get_peer_class(peer_class)
         limits["upload_limit"] = 1
         inner.set_peer_class(peer_class, limits)
+
+
+def own_address(number: int) -> str:
+    """A loopback address that no other test process of this machine uses."""
+    process = os.getpid()
+    return f"127.{process // 250 % 250 + 1}.{process % 250 + 1}.{number}"
 
 
 def count_sockets(host: str) -> int:
