@@ -254,6 +254,7 @@ class Store:
 
     async def _run(self, work: Callable[[], T]) -> T:
         """Waits for `work` in a worker thread; it goes on to its end if the caller is cancelled."""
+        self._must_be_open()  # also if it was closed while the caller waited for something else
         return await asyncio.shield(asyncio.wrap_future(self._pool.submit(work)))
 
     async def _reverify(self, entry: Entry) -> None:

@@ -280,6 +280,16 @@ async def test_an_open_file_that_is_never_closed_is_warned_of_and_closed(store) 
         os.fstat(fd)
 
 
+async def test_a_put_that_the_closing_overtakes_ends_with_a_storage_error(tmp_path) -> None:
+    store = await Store.open(tmp_path, max_bytes=len(DATA))
+    await add(store, DATA)
+    putting = asyncio.create_task(store.put(b"needs an eviction", Digest.of(b"needs an eviction")))
+    await asyncio.sleep(0)
+    await store.close()
+    with pytest.raises(StorageError, match="closed"):
+        await putting
+
+
 async def test_a_closed_store_says_so(tmp_path) -> None:
     store = await Store.open(tmp_path)
     await store.close()
