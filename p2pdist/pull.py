@@ -24,7 +24,6 @@ from p2pdist.errors import (
     UpstreamError,
     UpstreamInvalid,
     UpstreamNotFound,
-    UpstreamUnreachable,
 )
 from p2pdist.oci import Digest, Manifest, Repository, parse_manifest
 from p2pdist.protocol import messages as wire
@@ -65,7 +64,7 @@ class Cluster(Protocol):
 class PullSettings:
     """Times in seconds."""
 
-    ask_seconds: float = 6.0  # for the tracker's answer; it includes another node's read from upstream
+    ask_seconds: float = 8.0  # for the tracker's answer; it includes another node's read from upstream
     tag_seconds: float = 10.0  # with no tracker, a tag is asked for upstream at most this often
 
 
@@ -262,10 +261,9 @@ class Pull:
             return None
         if not isinstance(answer, wire.Absent):
             return answer
-        text = f"{key}: the upstream answers {answer.status or 'nothing'}"
-        if not answer.final:
-            raise UpstreamUnreachable(text, status=answer.status)
-        raise UpstreamNotFound(text, status=404) if answer.status == 404 else UpstreamDenied(text, status=answer.status)
+        if answer.final and answer.status not in (401, 403):
+            raise UpstreamNotFound(f"{key}: the upstream answers {answer.status}", status=answer.status)
+        return None  # others could not get it: this node's way and credentials may be better ones
 
     def _refuse(self, key: str, error: UpstreamError) -> None:
         status = error.status or (404 if isinstance(error, UpstreamNotFound) else 0)

@@ -408,6 +408,8 @@ class SwarmService:
         transfer = self._transfers.get(message.digest)
         if transfer is not None:
             transfer.reads += 1
+            if message.alone:
+                transfer.alone, transfer.recalled = True, False  # now: a recall may come before the stream begins
             self._scope.spawn(self._take_lease(transfer, message))
 
     async def _take_lease(self, transfer: Transfer, lease: wire.Lease) -> None:
@@ -415,9 +417,9 @@ class SwarmService:
         exchange = transfer.exchange
         if exchange is None or transfer.done.done() or lease.first >= exchange.count:
             transfer.reads -= 1
+            transfer.alone = transfer.alone and not lease.alone
             return
         if lease.alone:
-            transfer.alone, transfer.recalled = True, False
             await self._read_stream(transfer, exchange)
             return
         end = min(exchange.count, lease.first + lease.count)
