@@ -414,7 +414,9 @@ class Simulation:
             for node in self.nodes[1:]:
                 if node.finished is None or (node.number in self.slow) != slow:
                     continue
-                own = max(self.limit if not self.slow else self.size / self.rates[1 if slow is False else node.number], 0.0)
+                own = max(
+                    self.limit if not self.slow else self.size / self.rates[1 if slow is False else node.number], 0.0
+                )
                 own = max(self.size / self.rates[node.number], self.limit - node.started)
                 found.append((node.finished - node.started) / own)
             return sorted(found)
@@ -428,7 +430,11 @@ class Simulation:
             "p50_ratio": round(fast[len(fast) // 2], 3),
             "p99_ratio": round(fast[int(len(fast) * 0.99)], 3),
             "last_ratio": round(fast[-1], 3),
-            **({"slow_p50_ratio": round(slow[len(slow) // 2], 3), "slow_last_ratio": round(slow[-1], 3)} if slow else {}),
+            **(
+                {"slow_p50_ratio": round(slow[len(slow) // 2], 3), "slow_last_ratio": round(slow[-1], 3)}
+                if slow
+                else {}
+            ),
             "egress_ratio": round(self.read / self.count, 3),
             "redundant_ratio": round(self.counts["redundant"] / self.count / alive, 4),
             "tracker_messages_per_chunk": round(
