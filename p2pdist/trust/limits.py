@@ -32,6 +32,8 @@ LOG_ENTRIES = 8  # transparency log entries of one bundle
 SCTS = 8  # of one certificate
 SUBJECTS = 1024  # of one in-toto statement
 
-NO_SIGNATURE_SECONDS = 30.0  # a refusal is remembered for at most so long: a signature made later is seen by then
+NO_SIGNATURE_SECONDS = (
+    20.0  # a refusal is remembered; with the 10 s of a tracker's answer, a new signature is seen in 30
+)
 NOT_FETCHED_SECONDS = 3.0  # the same for one because something could not be fetched
-EVIDENCE_SECONDS = 30.0  # signatures fetched ahead are used for so long
+EVIDENCE_SECONDS = NO_SIGNATURE_SECONDS  # signatures fetched ahead are used for so long
