@@ -8,8 +8,11 @@ import typer
 
 from p2pdist.cli.agent import agent
 from p2pdist.cli.demo import demo
+from p2pdist.cli.doctor import doctor
+from p2pdist.cli.policy import policy
 from p2pdist.cli.status import status
 from p2pdist.cli.up import up
+from p2pdist.cli.verify import verify
 from p2pdist.cli.version import version
 from p2pdist.errors import InputError, P2pdistError
 
@@ -19,8 +22,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Peer-to-peer distribution of container images: a registry mirror on every node that fetches from the others.",
 )
-for command in (up, agent, demo, status, version):
+for command in (up, agent, demo, status, verify, doctor, version):
     app.command()(command)
+app.add_typer(policy, name="policy")
 
 
 def main() -> None:
