@@ -167,7 +167,7 @@ class MeshEngine:
     def coming(self, exchange: Exchange, index: int) -> None:
         """Half of a leased chunk is here."""
         if exchange.name in self._exchanges:
-            self._say_have(exchange, index, self._decide.coming(exchange.name, index), b"")
+            self._say_have(exchange, index, self._decide.coming(exchange.name, index))
 
     def orphaned(self, nodes: int | None) -> None:
         """The tracker went away when the cluster had `nodes` nodes; None: it is back."""
@@ -350,13 +350,12 @@ class MeshEngine:
         if exchange is not None and (exchange.size, exchange.chunk_size) == (theirs.size, theirs.chunk_size):
             self._decide.opened(link.peer.node, theirs.digest, theirs.have)
 
-    def _say_have(self, exchange: Exchange, index: int, peers: list[bytes], sha256: bytes) -> None:
+    def _say_have(self, exchange: Exchange, index: int, peers: list[bytes]) -> None:
         frame = Have(
             self._numbers[exchange.name],
             index,
             min(65_535, self._decide.load),
             min(65_535, self._decide.downloads),
-            sha256,
         )
         data = encode(frame)
         for peer in peers:
@@ -503,7 +502,7 @@ class MeshEngine:
     def _proved(self, exchange: Exchange, index: int) -> None:
         peers, asks = self._decide.proved(exchange.name, index)
         self._cancel(asks)
-        self._say_have(exchange, index, peers, b"")
+        self._say_have(exchange, index, peers)
         self._take(self._decide.turn())
         self._pump()
 

@@ -45,15 +45,12 @@ class Close(Frame, frozen=True, tag="c"):
 
 
 class Have(Frame, frozen=True, tag="h"):
-    """I have chunk `index`, or half of it (`sha256` empty); `load`: my uploads active and waiting, `active`: my
-    downloads. `sha256`: the first 8 bytes of the chunk's hash; two neighbours that differ show that one was lied to.
-    """
+    """I have chunk `index`, or half of it; `load`: my uploads active and waiting, `active`: my downloads."""
 
     number: int
     index: Index
     load: Count
     active: Count
-    sha256: Annotated[bytes, Meta(max_length=8)] = b""
 
 
 class Claim(Frame, frozen=True, tag="m"):

@@ -27,7 +27,6 @@ DIGEST = "sha256:" + "a" * 64
 FRAMES = [
     Open(1, DIGEST, 5, 65536, b"\x01"),
     Have(1, 2, 3, 4),
-    Have(1, 2, 3, 4, b"12345678"),
     Claim(1, 0),
     Close(1),
     Alive(),
