@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 import random
+import ssl
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 
 import aiohttp
@@ -17,6 +18,7 @@ from aiohttp import ClientWebSocketResponse, ClientWSTimeout, WSMsgType
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from p2pdist.errors import ProtocolError, TrackerError
+from p2pdist.pki import Role
 from p2pdist.protocol import attest, limits, messages
 from p2pdist.protocol.messages import Absent, Content, Fetch, FromAgent, FromTracker, Welcome
 
@@ -49,6 +51,7 @@ class TrackerClient:
         *,
         on_message: Callable[[FromTracker], None],
         on_state: Callable[[bool], None],
+        tls: ssl.SSLContext | None = None,
         rng: random.Random | None = None,
         pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
@@ -58,6 +61,7 @@ class TrackerClient:
         self._key = key
         self._node = key.public_key().public_bytes_raw()
         self._name, self._host, self._port, self._labels = name, host, port, dict(labels)
+        self._tls = tls  # for https:// trackers: this node's certificate and the authority it trusts
         self._on_message = on_message
         self._on_state = on_state
         self._rng = rng or random.Random()
@@ -125,6 +129,8 @@ class TrackerClient:
                     max_msg_size=limits.MAX_TRACKER_FRAME,
                     compress=0,
                     timeout=ClientWSTimeout(ws_close=CLOSE_TIMEOUT),
+                    ssl=self._tls if self._tls is not None else True,
+                    server_hostname=Role.TRACKER.host if self._tls is not None else None,
                 )
             async with socket:
                 welcome, rest = await self._greet(socket)

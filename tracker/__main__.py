@@ -18,15 +18,19 @@ import uvloop
 from p2pdist import __version__
 from p2pdist.errors import P2pdistError
 from tracker.app import serve
+from tracker.commands import bans, token
 from tracker.config import TrackerSettings, example, load
 
 cli = typer.Typer(
     add_completion=False, rich_markup_mode="markdown", context_settings={"help_option_names": ["-h", "--help"]}
 )
+cli.add_typer(token, name="token")
+cli.add_typer(bans, name="bans")
 
 
-@cli.command()
+@cli.callback(invoke_without_command=True)
 def run(
+    context: typer.Context,
     config: Annotated[Path | None, typer.Option("--config", "-c", help="TOML file; see --example.")] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on; overrides the file.")] = None,
     port: Annotated[
@@ -42,6 +46,8 @@ def run(
     `P2PDIST_TRACKER_SWARM_DEGREE`... Stops on SIGTERM or Ctrl-C. Health: `GET /healthz`; metrics: `GET /metrics`;
     state: `GET /v1/status`.
     """
+    if context.invoked_subcommand is not None:
+        return
     if version:
         typer.echo(__version__)
         return

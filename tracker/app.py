@@ -10,6 +10,7 @@ import asyncio
 import random
 import time
 from contextlib import AsyncExitStack
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -17,19 +18,22 @@ import structlog
 from aiohttp import WSCloseCode, web
 
 from p2pdist import __version__
-from p2pdist.errors import OperationError, ProtocolError
+from p2pdist.errors import ConfigError, OperationError, ProtocolError, StorageError
 from p2pdist.protocol import limits, messages
 from p2pdist.protocol.messages import FromAgent
 from tracker.cluster import Cluster
 from tracker.config import TrackerSettings
+from tracker.enrol import MAX_BODY, Enrolment, open_authority
 from tracker.keys import cluster_key
 from tracker.report import metrics, status
 from tracker.sessions import Door, Members, Session
 from tracker.timers import Outbox
+from tracker.tokens import Ban, Facts
 
 __all__ = ["RunningTracker", "TrackerSettings", "serve"]
 
 log = structlog.get_logger()
+_LOOK = 1.0  # seconds: how soon a token or ban from the command line is in force
 
 
 class RunningTracker:
@@ -48,6 +52,8 @@ class RunningTracker:
         self._sessions: dict[bytes, Session] = {}
         self._sockets: set[web.WebSocketResponse] = set()
         self._timer: asyncio.TimerHandle | None = None
+        self._looking: asyncio.TimerHandle
+        self._kept: dict[bytes, float] = {}  # bans that are written down: until when
 
     async def __aenter__(self) -> Self:
         settings = self.settings
@@ -62,21 +68,30 @@ class RunningTracker:
             banned=lambda node: self.cluster.banned(self._now(), node),
             full=lambda node: node not in self._sessions and len(self._sessions) >= settings.swarm.max_nodes,
         )
+        directory = settings.data_directory
         async with AsyncExitStack() as stack:
+            self._facts = Facts(Path(directory) if directory else None)
+            stack.callback(self._facts.close)
+            self._enrolment = None if settings.insecure else self._open_enrolment(stack)
+            tls = self._enrolment.credentials.server if self._enrolment is not None else None
             runner = web.AppRunner(self._application(), handle_signals=False, access_log=None, shutdown_timeout=2.0)
             await runner.setup()
             stack.push_async_callback(runner.cleanup)
-            site = web.TCPSite(runner, settings.host, settings.port, backlog=1024)
+            site = web.TCPSite(runner, settings.host, settings.port, backlog=1024, ssl_context=tls)
             try:
                 await site.start()
             except OSError as error:
                 raise OperationError(f"can't listen on {settings.host}:{settings.port}: {error.strerror}") from error
             stack.push_async_callback(self._close_sessions)
             self.port = runner.addresses[0][1]
+            self._look_at_facts()
+            stack.callback(self._stop_looking)
             self._stack = stack.pop_all()
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
-        self.url = f"http://{host}:{self.port}"
+        self.url = f"{'http' if settings.insecure else 'https'}://{host}:{self.port}"
         log.info("tracker listens", url=self.url, cluster_key=self._members.public.hex(), version=__version__)
+        if settings.insecure:
+            log.warning("insecure: nothing is encrypted, and whoever reaches this port is a member")
         return self
 
     async def __aexit__(
@@ -91,12 +106,32 @@ class RunningTracker:
         """The public key that signs memberships (32 bytes)."""
         return self._members.public
 
+    def new_token(self, lifetime: float, uses: int | None = None) -> str:
+        """A join token, in seconds; ConfigError without certificates."""
+        if self._enrolment is None:
+            raise ConfigError("an insecure tracker has no join tokens")
+        return str(self._enrolment.new_token(lifetime, uses))
+
+    def _open_enrolment(self, stack: AsyncExitStack) -> Enrolment:
+        settings = self.settings
+        authority = open_authority(settings.data_directory, settings.authority_directory, time.time())
+        enrolment = Enrolment(authority, self._facts, settings.certificate_time, self._banned_until)
+        enrolment.start()
+        stack.callback(enrolment.stop)
+        return enrolment
+
+    def _banned_until(self, node: bytes) -> float | None:
+        return self.cluster.banned(self._now(), node)
+
     def _now(self) -> float:
         """Unix time that never goes back."""
         return self._epoch + self._loop.time()
 
     def _application(self) -> web.Application:
-        app = web.Application()
+        app = web.Application(client_max_size=MAX_BODY)
+        if self._enrolment is not None:
+            app.middlewares.append(self._enrolment.members_only)
+            self._enrolment.routes(app)
         app.router.add_get("/v1/session", self._session)
         app.router.add_get("/v1/status", self._status)
         app.router.add_get("/healthz", self._health)
@@ -122,13 +157,24 @@ class RunningTracker:
 
     # --- sessions ---
 
+    def _member(self, request: web.Request) -> bytes | None:
+        """The node that a session's certificate names; None where there are no certificates."""
+        if self._enrolment is None:
+            return None
+        tls = request.transport.get_extra_info("ssl_object") if request.transport is not None else None
+        node = self._enrolment.credentials.node(tls)
+        if node is None:
+            raise web.HTTPUnauthorized(text="a node's certificate is needed\n")
+        return node
+
     async def _session(self, request: web.Request) -> web.WebSocketResponse:
         socket = web.WebSocketResponse(max_msg_size=limits.MAX_TRACKER_FRAME, compress=False, autoping=True)
+        member = self._member(request)
         await socket.prepare(request)
         self._sockets.add(socket)
         address = request.remote or ""
         try:
-            admitted = await self._door.admit(socket, address)
+            admitted = await self._door.admit(socket, address, member)
             if admitted is not None:
                 await self._converse(socket, *admitted)
         except TimeoutError:
@@ -200,10 +246,43 @@ class RunningTracker:
             if session is None:
                 continue
             session.push(message)
+            if isinstance(message, messages.Banned):
+                self._keep_ban(message)
             if session.waiting > self.settings.send_queue:
                 session.end("too many messages wait for it")
                 self._door.traffic.slow += 1
         self._set_timer()
+
+    # --- what is kept ---
+
+    def _keep_ban(self, message: messages.Banned) -> None:
+        """The votes of nodes have shut one out: that must survive us."""
+        until = self.cluster.banned(self._now(), message.node)
+        if until is not None and self._kept.get(message.node) != until:
+            self._kept[message.node] = until
+            try:
+                self._facts.ban(Ban(message.node, until, "several nodes got wrong bytes from it"))
+            except StorageError as error:  # in force it is all the same, until this tracker stops
+                log.error("a ban can't be written down", node=message.node.hex()[:16], error=str(error))
+
+    def _stop_looking(self) -> None:
+        self._looking.cancel()
+
+    def _look_at_facts(self) -> None:
+        """Take over what the command line has changed; once a second, which costs one look at a counter."""
+        self._looking = self._loop.call_later(_LOOK, self._look_at_facts)
+        if not self._facts.changed():
+            return
+        now = self._now()
+        kept, active = self._facts.bans(now), self.cluster.bans.active(now)
+        self._kept = {node: ban.until for node, ban in kept.items()}
+        out: Outbox = []
+        for node, ban in kept.items():
+            if active.get(node) != ban.until:
+                out += self.cluster.ban(now, node, ban.until, ban.reason)
+        for node in active.keys() - kept.keys():
+            out += self.cluster.lift(now, node)
+        self._dispatch(out)
 
     def _set_timer(self) -> None:
         deadline = self.cluster.next_deadline()

@@ -38,6 +38,15 @@ class Bans:
         """A node's session is over; its accusations stand."""
         self._accused_by.pop(node, None)
 
+    def set(self, node: bytes, until: float) -> None:
+        """Ban a node until a time, whoever said so."""
+        self._banned[node] = until
+
+    def lift(self, node: bytes) -> None:
+        """End a node's ban, and forget what it was accused of."""
+        self._banned.pop(node, None)
+        self._accusers.pop(node, None)
+
     def until(self, now: float, node: bytes) -> float | None:
         """When the node's ban ends; None if it isn't banned."""
         end = self._banned.get(node)

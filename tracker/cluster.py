@@ -96,10 +96,20 @@ class Cluster:
         if not self.bans.accuse(now, node, accuser.address, message.peer):
             return []
         self.swarms.counters.banned += 1
-        until = int(self.bans.until(now, message.peer) or now)
+        until = self.bans.until(now, message.peer) or now
+        return self.ban(now, message.peer, until, "several nodes got wrong bytes from this one")
+
+    def ban(self, now: float, node: bytes, until: float, reason: str) -> Outbox:
+        """Shut a node out until a time; it and every other node are told at once."""
+        self.bans.set(node, until)
         out: Outbox = []
-        if message.peer in self.swarms.state.nodes:
-            out.append((message.peer, messages.Rejected("banned: several nodes got wrong bytes from this one")))
-            out += self.disconnected(now, message.peer)
-        out += [(other, messages.Banned(message.peer, until)) for other in self.swarms.state.nodes]
+        if node in self.swarms.state.nodes:
+            out.append((node, messages.Rejected(f"banned: {reason}")))
+            out += self.disconnected(now, node)
+        out += [(other, messages.Banned(node, int(until))) for other in self.swarms.state.nodes]
         return out
+
+    def lift(self, now: float, node: bytes) -> Outbox:
+        """Let a node in again; every node is told."""
+        self.bans.lift(node)
+        return [(other, messages.Banned(node, int(now))) for other in self.swarms.state.nodes]

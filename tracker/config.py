@@ -34,7 +34,22 @@ class TrackerSettings:
 
     host: str = option("127.0.0.1", "address to listen on; 0.0.0.0 for all")
     port: int = option(7070, "TCP port to listen on; 0: any free one", least=0, most=65535)
-    data_directory: str = option("", "where the cluster key is kept; empty: a new key at every start, nothing is kept")
+    data_directory: str = option(
+        "",
+        "where the cluster's keys, join tokens and bans are kept; empty: new keys at every start, nothing is kept",
+    )
+    insecure: bool = option(
+        True,
+        "neither encryption nor certificates: whoever reaches the tracker is a member; for closed test networks only",
+    )
+    authority_directory: str = option(
+        "",
+        "a certificate authority from outside: tls.crt and tls.key of an issuing authority, as cert-manager lays them "
+        "out (Ed25519 or P-256); empty: one is made and kept in the data directory",
+    )
+    certificate_time: float = option(
+        86_400.0, "seconds for which a node's certificate is valid; nodes renew it at half of it", least=60
+    )
     session_timeout: float = option(
         30.0, "seconds of silence after which an agent's session is dropped", least=0.1, most=3600
     )

@@ -130,8 +130,13 @@ class Door:
         self._full = full
         self.traffic = Traffic()
 
-    async def admit(self, socket: web.WebSocketResponse, address: str) -> tuple[Session, list[FromAgent]] | None:
-        """Challenge, Hello, checks. The session, and what came in the Hello's frame behind it; None if refused."""
+    async def admit(
+        self, socket: web.WebSocketResponse, address: str, member: bytes | None = None
+    ) -> tuple[Session, list[FromAgent]] | None:
+        """Challenge, Hello, checks. The session, and what came in the Hello's frame behind it; None if refused.
+
+        `member`: the node that the connection's certificate names; None where there are no certificates.
+        """
         nonce = secrets.token_bytes(32)
         await self._say(socket, messages.Challenge(limits.VERSION, nonce))
         async with asyncio.timeout(self._settings.hello_timeout):
@@ -139,14 +144,14 @@ class Door:
         if not frame:
             return None
         hello, rest = frame[0], frame[1:]
-        reason = self._objection(hello, nonce)
+        reason = self._objection(hello, nonce, member)
         if reason is not None or not isinstance(hello, Hello):
             await self.reject(socket, reason or "the first message must be Hello")
             return None
         session = Session(socket, PeerInfo(hello.node, hello.host or address, hello.port), address, hello.name)
         return session, rest
 
-    def _objection(self, hello: FromAgent, nonce: bytes) -> str | None:
+    def _objection(self, hello: FromAgent, nonce: bytes, member: bytes | None) -> str | None:
         if not isinstance(hello, Hello):
             return "the first message must be Hello"
         if hello.version != limits.VERSION:
@@ -156,9 +161,11 @@ class Door:
             )
         if not attest.signature_holds(hello.node, hello.proof, attest.hello_bytes(nonce)):
             return "the proof isn't a signature of the challenge by the node's key"
+        if member is not None and hello.node != member:
+            return "the certificate is another node's"
         until = self._banned(hello.node)
         if until is not None:
-            return f"this node is banned until {int(until)} (Unix time): several nodes got wrong bytes from it"
+            return f"this node is banned until {int(until)} (Unix time): `p2pdist-tracker bans list` says why"
         if self._full(hello.node):
             return "this tracker has all the nodes it may have (swarm.max_nodes)"
         return None

@@ -154,7 +154,7 @@ class Authority:
 
 
 def request_for(key: Ed25519PrivateKey) -> bytes:
-    """A certificate request (PKCS #10, PEM): the key, and the proof that we hold it. Names are the authority's to give."""
+    """A certificate request (PKCS #10, PEM): the key, and the proof that we hold it; no names."""
     builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
     return builder.sign(key, None).public_bytes(Encoding.PEM)
 

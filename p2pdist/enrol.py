@@ -1,0 +1,208 @@
+"""How a node becomes and stays a member: enrols with its token, keeps its certificate, renews it in the background.
+
+A node works on the certificate it has until that ends: a tracker that is away for hours costs nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import ssl
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+
+import aiohttp
+import msgspec
+import structlog
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+from p2pdist.errors import InputError, TrackerError
+from p2pdist.pki import (
+    Credentials,
+    JoinToken,
+    Role,
+    identity_of,
+    insecure_context,
+    read_secret,
+    request_for,
+    write_secret,
+)
+
+_log = structlog.get_logger("p2pdist.enrol")
+
+TIMEOUT = 10.0  # seconds for one question to a tracker
+FIRST_DELAY, LONGEST_DELAY = 0.2, 30.0  # seconds between attempts; doubles
+RENEW_AT = (0.5, 0.66)  # between these parts of its life a certificate is renewed: nodes started together spread out
+_LONGEST_SLEEP = 600.0  # seconds: the clock of a machine that was suspended jumps
+MAX_ANSWER = 128 * 1024  # bytes
+
+
+class Answer(msgspec.Struct):
+    """What the tracker gives: both in PEM."""
+
+    certificate: str
+    authority: str
+
+
+class Enrolment:
+    """Keeps `credentials` in possession of a valid certificate for `key`.
+
+    In `directory`, for the next start and for debugging with curl: ca.crt, tls.crt, tls.key, mode 0600.
+    """
+
+    def __init__(
+        self,
+        urls: Sequence[str],
+        key: Ed25519PrivateKey,
+        directory: Path,
+        token: JoinToken | None,
+        credentials: Credentials,
+        *,
+        clock: Callable[[], float] = time.time,
+        rng: random.Random | None = None,
+        pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self.member = asyncio.Event()  # there is a certificate that holds
+        self.problem = ""  # why there is none, or why it isn't renewed
+        self._authority = b""  # PEM; whose certificates we trust
+        self._urls = [url.rstrip("/") for url in urls]
+        self._key = key
+        self._directory = directory
+        self._token = token
+        self._credentials = credentials
+        self._clock = clock
+        self._rng = rng or random.Random()
+        self._pause = pause
+
+    @property
+    def expires(self) -> float:
+        """When the certificate ends (Unix seconds); 0: there is none."""
+        certificate = self._credentials.certificate
+        return certificate.not_valid_after_utc.timestamp() if certificate is not None else 0.0
+
+    def load(self) -> bool:
+        """Use the certificate of an earlier run, if it still holds. Raises StorageError."""
+        certificate, authority = read_secret(self._directory / "tls.crt"), read_secret(self._directory / "ca.crt")
+        if certificate is None or authority is None:
+            return False
+        try:
+            if self._token is not None:
+                self._token.is_of(x509.load_pem_x509_certificate(authority))
+            ends = x509.load_pem_x509_certificate(certificate).not_valid_after_utc.timestamp()
+            if ends <= self._clock():
+                return False
+            self._credentials.use(certificate, self._key, authority)
+            self._authority = authority
+        except (ValueError, ssl.SSLError) as error:
+            _log.warning("the certificate of an earlier run is not used", reason=str(error))
+            return False
+        self.member.set()
+        return True
+
+    async def run(self) -> None:
+        """Enrol if need be, and renew for ever. Never gives up; `problem` says what is wrong meanwhile."""
+        while True:
+            if self.expires <= self._clock():
+                self.member.clear()
+                await self._until_done(self._enrol, "not a member of the cluster yet")
+            certificate = self._credentials.certificate
+            assert certificate is not None
+            begins = certificate.not_valid_before_utc.timestamp()
+            due = begins + self._rng.uniform(*RENEW_AT) * (self.expires - begins)
+            while self._clock() < due:
+                await self._pause(min(_LONGEST_SLEEP, due - self._clock()))
+            await self._until_done(self._renew, "the certificate is not renewed yet")
+
+    async def _until_done(self, attempt: Callable[[str], Awaitable[bool]], meanwhile: str) -> None:
+        delay = FIRST_DELAY
+        while True:
+            for url in self._urls:
+                try:
+                    async with asyncio.timeout(TIMEOUT):
+                        done = await attempt(url)
+                    self.problem = ""
+                    if done:
+                        self.member.set()
+                    return
+                except (aiohttp.ClientError, OSError, TimeoutError, InputError, TrackerError) as error:
+                    self.problem = f"{meanwhile}: {error or type(error).__name__}"
+                    _log.warning(meanwhile, url=url, error=str(error) or type(error).__name__)
+            await self._pause(self._rng.uniform(delay / 2, delay))
+            delay = min(LONGEST_DELAY, 2 * delay)
+
+    async def _enrol(self, url: str) -> bool:
+        token = self._token
+        if token is None:
+            raise TrackerError(
+                "this node has no certificate that holds and no join token (cluster.token); "
+                "`p2pdist-tracker token create` makes one"
+            )
+        async with (  # whoever answers here is not known yet, and is told nothing
+            aiohttp.ClientSession() as session,
+            session.get(f"{url}/v1/authority", ssl=insecure_context()) as answer,
+        ):
+            authority = await _body(answer)
+        try:
+            parsed = x509.load_pem_x509_certificate(authority)
+        except ValueError as error:
+            raise InputError(f"the tracker's authority is not a certificate: {error}") from error
+        token.is_of(parsed)
+        sure = Credentials()
+        sure.trust(authority)
+        ask = {"request": request_for(self._key).decode(), "secret": token.secret.hex()}
+        await self._ask(f"{url}/v1/enrol", ask, sure.client, authority)
+        return True
+
+    async def _renew(self, url: str) -> bool:
+        if self.expires <= self._clock():
+            return False  # over: `run` enrols again
+        ask = {"request": request_for(self._key).decode()}
+        await self._ask(f"{url}/v1/renew", ask, self._credentials.client, self._authority)
+        return True
+
+    async def _ask(self, url: str, body: dict[str, str], context: ssl.SSLContext, authority: bytes) -> None:
+        """Ask for a certificate and use it. It has to come from the authority that is trusted already."""
+        async with (
+            aiohttp.ClientSession() as session,
+            session.post(url, json=body, ssl=context, server_hostname=Role.TRACKER.host) as answer,
+        ):
+            try:
+                got = msgspec.json.decode(await _body(answer), type=Answer)
+            except msgspec.DecodeError as error:
+                raise InputError(f"the tracker's answer is no certificate: {error}") from error
+        certificate = got.certificate.encode()
+        self._check(certificate, authority)
+        self._credentials.use(certificate, self._key, authority)
+        self._authority = authority
+        private = self._key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        for name, data in (("ca.crt", authority), ("tls.key", private), ("tls.crt", certificate)):
+            write_secret(self._directory / name, data)
+        _log.info("certificate", until=int(self.expires))
+
+    def _check(self, certificate: bytes, authority: bytes) -> None:
+        try:
+            parsed = x509.load_pem_x509_certificate(certificate)
+            parsed.verify_directly_issued_by(x509.load_pem_x509_certificate(authority))
+            if identity_of(parsed).role is not Role.NODE:
+                raise InputError("the certificate is not a node's")
+        except InputError:
+            raise
+        except (ValueError, TypeError, InvalidSignature) as error:
+            raise InputError(f"the tracker gave a certificate that its authority didn't sign: {error}") from error
+
+
+async def _body(answer: aiohttp.ClientResponse) -> bytes:
+    body = bytearray()
+    async for piece in answer.content.iter_chunked(16 * 1024):
+        body += piece
+        if len(body) > MAX_ANSWER:
+            raise InputError(f"the tracker's answer is over {MAX_ANSWER} bytes")
+    if answer.status != 200:
+        raise TrackerError(
+            f"the tracker answered {answer.status}: {bytes(body[:300]).decode(errors='replace').strip()}"
+        )
+    return bytes(body)

@@ -1,0 +1,132 @@
+"""`p2pdist-tracker token` and `bans`: change what the tracker keeps, whether it runs or not."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from cryptography.hazmat.primitives.hashes import SHA256
+
+from p2pdist.errors import ConfigError, P2pdistError
+from tracker.config import load
+from tracker.enrol import open_authority
+from tracker.tokens import FOREVER, Ban, Facts
+
+token = typer.Typer(help="Join tokens: who has one can enrol nodes.", no_args_is_help=True)
+bans = typer.Typer(help="Nodes that are shut out.", no_args_is_help=True)
+
+Config = Annotated[Path | None, typer.Option("--config", "-c", help="The tracker's TOML file.")]
+Data = Annotated[str | None, typer.Option(help="The tracker's data directory; overrides the file.")]
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+
+
+@token.command("create")
+def create(
+    ttl: Annotated[str, typer.Option(help="How long it opens the door: 30m, 24h, 7d.")] = "24h",
+    uses: Annotated[int | None, typer.Option(min=1, help="For how many nodes; any number without it.")] = None,
+    node_label: Annotated[list[str] | None, typer.Option(metavar="K=V", help="Label of its nodes; repeatable.")] = None,
+    config: Config = None,
+    data: Data = None,
+) -> None:
+    """Make a join token and print it. It is shown this once: only its hash is kept."""
+    with _opened(config, data) as (facts, directory, authority):
+        labels = dict(_label(text) for text in node_label or [])
+        fingerprint = open_authority(directory, authority, time.time()).certificate.fingerprint(SHA256())
+        typer.echo(str(facts.new_token(fingerprint, time.time(), _seconds(ttl), uses, labels)))
+
+
+@token.command("list")
+def list_tokens(config: Config = None, data: Data = None) -> None:
+    """Tokens that have not expired: number, end, uses, labels."""
+    with _opened(config, data) as (facts, _, _):
+        for one in facts.tokens(time.time()):
+            uses = f"{one.used} of {one.uses or 'any number of'} uses"
+            labels = " ".join(f"{key}={value}" for key, value in one.labels.items())
+            typer.echo(f"{one.number}  until {_date(one.expires)}  {uses}  {labels}".rstrip())
+
+
+@token.command("revoke")
+def revoke(number: str, config: Config = None, data: Data = None) -> None:
+    """End a token, by its number. Nodes that came in with it stay; shut them out with `bans add`."""
+    with _opened(config, data) as (facts, _, _):
+        if not facts.revoke(number):
+            raise ConfigError(f"no token has the number {number!r}; see `p2pdist-tracker token list`")
+
+
+@bans.command("list")
+def list_bans(config: Config = None, data: Data = None) -> None:
+    """Who is shut out, until when, and why."""
+    with _opened(config, data) as (facts, _, _):
+        for ban in facts.bans(time.time()).values():
+            typer.echo(f"{ban.node.hex()}  until {_date(ban.until)}  {ban.reason}")
+
+
+@bans.command("add")
+def add(
+    node: str,
+    reason: Annotated[str, typer.Option(help="Shown to the node and in the list.")] = "by an operator",
+    ttl: Annotated[str | None, typer.Option(help="For how long: 30m, 24h, 7d; for ever without it.")] = None,
+    config: Config = None,
+    data: Data = None,
+) -> None:
+    """Shut a node out: its certificate is worth nothing any more, at every running node within seconds."""
+    with _opened(config, data) as (facts, _, _):
+        until = FOREVER if ttl is None else time.time() + _seconds(ttl)
+        facts.ban(Ban(_node(node), until, reason))
+
+
+@bans.command("lift")
+def lift(node: str, config: Config = None, data: Data = None) -> None:
+    """Let a node in again."""
+    with _opened(config, data) as (facts, _, _):
+        if not facts.lift(_node(node)):
+            raise ConfigError(f"{node} is not banned; see `p2pdist-tracker bans list`")
+
+
+@contextmanager
+def _opened(config: Path | None, data: str | None) -> Iterator[tuple[Facts, str, str]]:
+    """The facts, the data directory and the authority's. Our errors become one line and status 1."""
+    try:
+        settings = load(config, os.environ)
+        directory = settings.data_directory if data is None else data
+        if not directory:
+            raise ConfigError("say where the tracker keeps its data: --data, or --config with data_directory in it")
+        facts = Facts(Path(directory))
+        try:
+            yield facts, directory, settings.authority_directory
+        finally:
+            facts.close()
+    except P2pdistError as error:
+        typer.echo(f"p2pdist-tracker: {error}", err=True)
+        raise typer.Exit(1) from error
+
+
+def _label(text: str) -> tuple[str, str]:
+    key, sign, value = text.partition("=")
+    if not sign or not re.fullmatch(r"[A-Za-z0-9._/-]{1,63}", key) or len(value) > 255:
+        raise ConfigError(f"--node-label: wanted KEY=VALUE, got {text!r}")
+    return key, value
+
+
+def _seconds(text: str) -> float:
+    match = re.fullmatch(r"([1-9][0-9]{0,5})([smhd])", text)
+    if match is None:
+        raise ConfigError(f"--ttl: wanted a time like 30m, 24h or 7d, got {text!r}")
+    return float(match[1]) * _UNITS[match[2]]
+
+
+def _node(text: str) -> bytes:
+    if not re.fullmatch(r"[0-9a-f]{64}", text):
+        raise ConfigError(f"a node is 64 hex digits (`p2pdist status` shows its id), got {text!r}")
+    return bytes.fromhex(text)
+
+
+def _date(when: float) -> str:
+    return "for ever" if when >= FOREVER else datetime.fromtimestamp(when, UTC).strftime("%Y-%m-%d %H:%M:%SZ")

@@ -1,0 +1,159 @@
+"""The door for new members: a join token and a certificate request in, a short-lived certificate out.
+
+`GET /v1/authority` and `POST /v1/enrol` need no certificate, `POST /v1/renew` the one that is to be renewed. The token
+is a secret; a client sends it only after it has checked the authority against the token's fingerprint.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import binascii
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import msgspec
+import structlog
+from aiohttp import web
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.hashes import SHA256
+
+from p2pdist.errors import ConfigError, InputError
+from p2pdist.pki import Authority, Credentials, Identity, JoinToken, Role, peer_certificate, requested_key
+from tracker.tokens import Facts
+
+log = structlog.get_logger()
+
+MAX_BODY = 32 * 1024  # bytes of a request
+_OPEN = {"/healthz", "/v1/authority", "/v1/enrol"}  # need no certificate
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Ask(msgspec.Struct, forbid_unknown_fields=True):
+    """Body of enrol and renew. `secret`: the token's, in hex; empty for renew. `request`: PKCS #10 in PEM."""
+
+    request: str
+    secret: str = ""
+
+
+def open_authority(data_directory: str, authority_directory: str, now: float) -> Authority:
+    """The cluster's authority: from its own directory, or kept in the data directory, or for this process only.
+
+    Raises:
+        StorageError: it can't be read or made.
+        ConfigError: there is none where one was promised, or it can't be used.
+    """
+    if authority_directory:
+        found = Authority.load(Path(authority_directory))
+        if found is None:
+            raise ConfigError(f"authority_directory: {authority_directory} has no tls.crt and tls.key")
+        return found
+    if not data_directory:
+        return Authority.create(now)
+    return Authority.keep(Path(data_directory) / "authority", now)
+
+
+class Enrolment:
+    """Signs members in. `lifetime`: seconds that a certificate is valid; `banned`: when a node may come back."""
+
+    def __init__(
+        self, authority: Authority, facts: Facts, lifetime: float, banned: Callable[[bytes], float | None]
+    ) -> None:
+        self.credentials = Credentials(clients_required=False)
+        self.enrolled = 0
+        self.renewed = 0
+        self.refused = 0
+        self._authority = authority
+        self._facts = facts
+        self._lifetime = lifetime
+        self._banned = banned
+        self._key = Ed25519PrivateKey.generate()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        """Make this tracker's own certificate, and again whenever half of its life is over."""
+        public = self._key.public_key()
+        certificate = self._authority.issue(public, Role.TRACKER, {}, time.time(), self._lifetime)
+        self.credentials.use(certificate, self._key, self._authority.pem)
+        self._timer = asyncio.get_running_loop().call_later(self._lifetime / 2, self.start)
+
+    def stop(self) -> None:
+        """No more certificates."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def routes(self, app: web.Application) -> None:
+        """Add its pages."""
+        app.router.add_get("/v1/authority", self._show_authority)
+        app.router.add_post("/v1/enrol", self._enrol)
+        app.router.add_post("/v1/renew", self._renew)
+
+    def new_token(self, lifetime: float, uses: int | None) -> JoinToken:
+        """A join token; seconds."""
+        return self._facts.new_token(self._authority.certificate.fingerprint(SHA256()), time.time(), lifetime, uses, {})
+
+    def member(self, request: web.Request) -> Identity | None:
+        """Whose certificate the request came with; None: nobody's, or a banned node's."""
+        transport = request.transport
+        identity = self.credentials.identify(transport.get_extra_info("ssl_object")) if transport is not None else None
+        if identity is None or self._banned(identity.key) is not None:
+            return None
+        return identity
+
+    @web.middleware
+    async def members_only(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Everything but the open pages needs a member's certificate. A banned node is told so by its session."""
+        if request.path not in _OPEN and request.path != "/v1/session" and self.member(request) is None:
+            raise web.HTTPUnauthorized(text="a certificate of this cluster is needed\n")
+        return await handler(request)
+
+    # --- pages ---
+
+    async def _show_authority(self, request: web.Request) -> web.Response:
+        return web.Response(body=self._authority.pem, content_type="application/x-pem-file")
+
+    async def _enrol(self, request: web.Request) -> web.Response:
+        ask = await self._read(request)
+        now = time.time()
+        try:
+            public = requested_key(ask.request.encode())
+            node, secret = public.public_bytes_raw(), binascii.unhexlify(ask.secret)
+        except (InputError, ValueError) as error:
+            raise self._refuse(request, 400, str(error)) from error
+        if self._banned(node) is not None:
+            raise self._refuse(request, 403, "this node is banned from the cluster")
+        labels = self._facts.redeem(secret, node, now)
+        if labels is None:
+            raise self._refuse(request, 403, "the join token is unknown, expired, revoked or used up: ask for another")
+        self.enrolled += 1
+        log.info("node enrolled", node=node.hex()[:16], address=request.remote)
+        return self._answer(self._authority.issue(public, Role.NODE, labels, now, self._lifetime))
+
+    async def _renew(self, request: web.Request) -> web.Response:
+        ask = await self._read(request)
+        transport = request.transport
+        old = peer_certificate(transport.get_extra_info("ssl_object")) if transport is not None else None
+        if old is None:
+            raise self._refuse(request, 401, "renewal needs the certificate that is to be renewed")
+        try:
+            certificate = self._authority.renew(old, ask.request.encode(), time.time(), self._lifetime)
+        except InputError as error:
+            raise self._refuse(request, 403, str(error)) from error
+        self.renewed += 1
+        return self._answer(certificate)
+
+    def _answer(self, certificate: bytes) -> web.Response:
+        return web.json_response({"certificate": certificate.decode(), "authority": self._authority.pem.decode()})
+
+    def _refuse(self, request: web.Request, status: int, reason: str) -> web.HTTPException:
+        self.refused += 1
+        log.warning("enrolment refused", address=request.remote, path=request.path, reason=reason)
+        kind = {400: web.HTTPBadRequest, 401: web.HTTPUnauthorized, 403: web.HTTPForbidden}[status]
+        return kind(text=reason + "\n")
+
+    async def _read(self, request: web.Request) -> Ask:
+        """The body. Bounded by the application's `client_max_size` while it comes."""
+        try:
+            return msgspec.json.decode(await request.read(), type=Ask)
+        except msgspec.DecodeError as error:
+            raise self._refuse(request, 400, f"not a request for a certificate: {error}") from error
