@@ -200,10 +200,11 @@ class RawAnswer:
 
 @contextlib.asynccontextmanager
 async def connected(port: int) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-    """A connection to the mirror, closed at the end."""
+    """A connection to the mirror, closed at the end; a test that waits on it for ever fails."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=4 << 20)
     try:
-        yield reader, writer
+        async with asyncio.timeout(45.0):
+            yield reader, writer
     finally:
         writer.close()
         with contextlib.suppress(ConnectionError):
@@ -212,7 +213,7 @@ async def connected(port: int) -> AsyncIterator[tuple[asyncio.StreamReader, asyn
 
 async def raw_request(port: int, data: bytes) -> RawAnswer:
     """Send bytes, read one answer until its length is reached or the connection ends."""
-    async with asyncio.timeout(15.0), connected(port) as (reader, writer):
+    async with connected(port) as (reader, writer):
         writer.write(data)
         return await read_answer(reader, head=data.startswith(b"HEAD "))
 

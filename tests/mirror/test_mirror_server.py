@@ -12,6 +12,7 @@ from mirror_fakes import FakeSource, Flight, connected, read_answer
 
 from p2pdist.errors import ConfigError
 from p2pdist.mirror import MirrorServer, MirrorSettings
+from p2pdist.mirror.deadlines import Deadlines
 from p2pdist.oci import Digest
 
 
@@ -97,6 +98,16 @@ async def test_stop_does_not_wait_for_idle_connections(mirror: Running) -> None:
         assert loop.time() - began < 0.4  # the whole time to stop is 0.5
         assert await reader.read() == b""
         assert await silent.read() == b""
+
+
+async def test_once_the_time_is_up_nothing_is_waited_for_any_more() -> None:
+    deadlines = Deadlines()
+    deadlines.end()
+    with pytest.raises(TimeoutError):
+        async with deadlines.by(None):
+            await asyncio.Event().wait()
+    async with deadlines.within(60.0):
+        pass  # what needn't wait still goes through
 
 
 async def test_port_that_is_taken_is_named(mirror: Running) -> None:
