@@ -6,8 +6,7 @@
     bench/simulate.py --calibrate                       the 12 nodes of bench/rollout.py, to compare with the lab
 
 What decides is the product's own code: `tracker.swarms.Swarms` and `p2pdist.mesh.decide.Decisions`. Modelled are the
-links (every transfer gets the smaller of its fair shares at both ends, in steps of a tenth of a chunk time) and the
-latency of every message. Not modelled: TCP, CPU, the daemon. Times are in seconds of the simulation.
+links (max-min fair shares, in steps of a tenth of a chunk time) and the latency of every message. Not modelled: TCP, CPU, the daemon. Times are in seconds of the simulation.
 """
 
 from __future__ import annotations
@@ -50,6 +49,7 @@ class Links:
 
     def __init__(self, up: np.ndarray, down: np.ndarray) -> None:
         self.up, self.down = up, down
+        self.up_level, self.down_level = up.copy(), down.copy()
         size = 1024
         self.source = np.zeros(size, np.int32)
         self.target = np.zeros(size, np.int32)
@@ -86,14 +86,7 @@ class Links:
         slots = np.flatnonzero(self.active)
         if not len(slots):
             return [], []
-        source, target = self.source[slots], self.target[slots]
-        sending = np.bincount(source, minlength=len(self.up))
-        receiving = np.bincount(target, minlength=len(self.down))
-        rate = np.minimum(self.up[source] / sending[source], self.down[target] / receiving[target])
-        # What the slower side leaves unused goes to the others: two rounds come near to max-min fairness.
-        spare = np.maximum(0.0, self.up - np.bincount(source, weights=rate, minlength=len(self.up)))
-        room = np.maximum(0.0, self.down - np.bincount(target, weights=rate, minlength=len(self.down)))
-        rate += np.minimum(spare[source] / sending[source], room[target] / receiving[target])
+        rate = self._rates(self.source[slots], self.target[slots])
         before = self.left[slots]
         after = before - rate * seconds
         self.left[slots] = after
@@ -101,6 +94,33 @@ class Links:
         halves = slots[(before > half) & (after <= half)]
         whole = slots[after <= 0]
         return [t for s in halves if (t := self.owner[s])], [t for s in whole if (t := self.owner[s])]
+
+    def _rates(self, source: np.ndarray, target: np.ndarray) -> np.ndarray:
+        """Max-min fair rates of all transfers, by water levels of both ends that follow each other.
+
+        The levels of the step before are the start: few transfers change from one step to the next.
+        """
+        for _ in range(2):
+            self.up_level = _level(self.up, source, self.down_level[target])
+            self.down_level = _level(self.down, target, self.up_level[source])
+        rate = np.minimum(self.up_level[source], self.down_level[target])
+        # Levels that are still on their way may ask too much of a link.
+        rate *= np.minimum(1.0, self.up / np.maximum(1e-9, np.bincount(source, rate, len(self.up))))[source]
+        rate *= np.minimum(1.0, self.down / np.maximum(1e-9, np.bincount(target, rate, len(self.down))))[target]
+        return rate
+
+
+def _level(capacity: np.ndarray, end: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """What each link gives to every transfer that its other end (`other`, per transfer) does not hold below that."""
+    many = np.bincount(end, minlength=len(capacity))
+    level = capacity / np.maximum(many, 1)  # from below: from above it may stop where all seem to be held
+    for _ in range(3):
+        held = other < level[end]
+        used = np.bincount(end, np.where(held, other, 0.0), len(capacity))
+        free = many - np.bincount(end, held, len(capacity))
+        # Where all are held below the level, none of them needs more than the largest: the link is no limit.
+        level = np.where(free > 0.5, np.maximum(0.0, capacity - used) / np.maximum(free, 1.0), capacity)
+    return level
 
 
 class Transfer:
