@@ -338,7 +338,7 @@ class Pull:
         async with registry.read_blob(repository, digest, size=size, patience=_PAUSE) as body:
             async for piece in body:
                 data += piece
-                self._swarms.bytes_from_upstream += len(piece)
+                self._swarms.count_upstream(len(piece))
                 if len(data) > size:
                     raise UpstreamInvalid(f"{digest} is longer than the {size} bytes its manifest says")
         got = Digest.of(bytes(data), digest.algorithm)

@@ -11,57 +11,19 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from p2pdist.errors import PeerError, StorageError
+from p2pdist.errors import DigestMismatch, PeerError, StorageError
 from p2pdist.oci import Digest
 from p2pdist.protocol.chunks import chunk_count, chunk_range
 from p2pdist.protocol.messages import Attestation
 from p2pdist.swarm.attest import Attestor, pack, unpack
+from p2pdist.swarm.receiver import Receiver
 
 if TYPE_CHECKING:
     from p2pdist.store import BlobFile, Staging, Store
 
+__all__ = ["Exchange", "Receiver"]
 
-class Receiver:
-    """Takes the bytes of one chunk in order, hashing them as they come.
-
-    The first receiver of a chunk writes straight to the staging file; one beside it (the end game asks two peers)
-    keeps its bytes in memory until they are proved, so that a liar can't overwrite what an honest peer sent.
-    """
-
-    __slots__ = ("_buffer", "_exchange", "_hash", "index", "offset", "remaining")
-
-    def __init__(self, exchange: Exchange, index: int, direct: bool) -> None:
-        self.index = index
-        self.offset, end = chunk_range(index, exchange.size, exchange.chunk_size)
-        self.remaining = end - self.offset
-        self._exchange = exchange
-        self._hash = hashlib.sha256()
-        self._buffer: bytearray | None = None if direct else bytearray()
-
-    def feed(self, data: bytes | memoryview) -> None:
-        """The next bytes. ValueError if they are more than the chunk has; StorageError from the disk."""
-        if len(data) > self.remaining:
-            raise ValueError(f"chunk {self.index}: {len(data) - self.remaining} bytes too many")
-        self._hash.update(data)
-        if self._buffer is not None:
-            self._buffer += data
-        elif not self._exchange.have >> self.index & 1:
-            self._exchange.write(self.offset, data)
-        self.offset += len(data)
-        self.remaining -= len(data)
-
-    def digest(self) -> bytes:
-        """sha256 of what came, 32 bytes."""
-        return self._hash.digest()
-
-    def flush(self) -> None:
-        """Write what was kept in memory; only after it was proved."""
-        if self._buffer is not None:
-            self._exchange.write(self.offset - len(self._buffer), self._buffer)
-
-    def close(self) -> None:
-        """No more bytes come; another receiver may write straight to the file."""
-        self._exchange.closed(self)
+_DISPUTES = 1024  # remembered statements that contradict what is proved here
 
 
 class Exchange:
@@ -85,6 +47,8 @@ class Exchange:
         self.count = chunk_count(size, chunk_size)
         self.full = (1 << self.count) - 1
         self.failure: Exception | None = None
+        self.doubted: DigestMismatch | None = None  # every chunk was proved, and the whole digest was wrong
+        self.doubts = 0  # how often: what was read before may be tainted
         self.listeners: list[Callable[[Exchange, int], None]] = []
         self.on_broken: Callable[[Exchange, StorageError], None] | None = None  # the disk failed under an engine
         self._attestor = attestor
@@ -93,6 +57,7 @@ class Exchange:
         self._blob = blob
         self._direct: dict[int, Receiver] = {}
         self._signed: dict[int, bytes] = {}
+        self._disputes: dict[tuple[int, bytes], Attestation] = {}
         self._pulse = asyncio.Event()
 
     # --- state ---------------------------------------------------------------------------------------------------
@@ -126,6 +91,10 @@ class Exchange:
         """Bytes of chunk `index`."""
         start, end = chunk_range(index, self.size, self.chunk_size)
         return end - start
+
+    def bitmap(self) -> bytes:
+        """`have` as it travels: little endian."""
+        return self.have.to_bytes((self.count + 7) // 8, "little")
 
     async def changed(self) -> None:
         """Returns after the next chunk is proved, or the state changes otherwise."""
@@ -183,7 +152,11 @@ class Exchange:
         fault = self._attestor.fault(attestation, self.name, self.chunk_size, index, self._clock())
         if fault is not None:
             raise PeerError(f"chunk {index} of {self.name}: the attestation is refused: {fault}", peer=peer.hex())
-        return self._accept(receiver, got, pack(attestation))
+        if self._accept(receiver, got, pack(attestation)):
+            return True
+        if self.sha256(index) != got:
+            self.dispute(index, attestation)
+        return False
 
     def prove_read(self, receiver: Receiver) -> bytes:
         """Accept a chunk that this node read from upstream under a lease. Returns its sha256."""
@@ -202,6 +175,36 @@ class Exchange:
             listener(self, index)
         self.pulse()
         return True
+
+    # --- doubt ---------------------------------------------------------------------------------------------------
+
+    def sha256(self, index: int) -> bytes | None:
+        """Of chunk `index` as it was proved; None if it isn't. Hashes the chunk, blocking, once the blob is stored."""
+        if self._staging is not None:
+            record = self._staging.evidence(index)
+            return None if record is None else record[0]
+        return self._hash_range(*chunk_range(index, self.size, self.chunk_size))
+
+    def witness(self, index: int) -> Attestation | None:
+        """Who else attested chunk `index`; None where this node read it itself, or nobody did."""
+        record = self._staging.evidence(index) if self._staging is not None else None
+        return unpack(record[1]) if record is not None and record[1] else None
+
+    def dispute(self, index: int, attestation: Attestation) -> None:
+        """A member's statement that contradicts what is proved here: one of the two is false."""
+        if len(self._disputes) < _DISPUTES:
+            self._disputes[index, attestation.signer.node] = attestation
+
+    @property
+    def disputes(self) -> list[tuple[int, Attestation]]:
+        """Chunks and the statements that contradict, or contradicted, what is proved of them."""
+        return [(index, attestation) for (index, _), attestation in self._disputes.items()]
+
+    def doubt(self, error: DigestMismatch) -> None:
+        """The whole digest is wrong: whoever streamed from here must stop."""
+        self.doubted = error
+        self.doubts += 1
+        self.pulse()
 
     def forget(self, index: int) -> None:
         """Chunk `index` turned out wrong."""
@@ -262,7 +265,7 @@ class Exchange:
         blob = await store.open_blob(self.digest)
         if blob is None:
             raise StorageError(f"{self.name} was proved and can't be read again")
-        self._blob, self._staging = blob, None
+        self._blob, self._staging, self.doubted = blob, None, None
         self.pulse()
         await staging.close()
 
