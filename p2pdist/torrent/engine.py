@@ -40,7 +40,9 @@ _LINGER = 60.0  # seconds that a finished blob is served from the scratch file t
 _COUNT = 0.5  # seconds between two looks at libtorrent's counters
 _FEW, _MORE = 5, 10  # with fewer neighbours than this, ask for so many
 _DEAD = 3.0  # seconds that a silent neighbour's host is shut out, so that libtorrent gives up what it asked there
+_WATCH = 120.0  # seconds after a refused chunk in which it is noticed who sends what
 _TOGETHER = 0.02  # seconds in which neighbours to dial are collected
+_TURN = 0.002  # seconds of a turn of the loop that are spent on answers
 _QUESTIONS = 65_536  # attestations that may wait to be sent
 
 
@@ -79,6 +81,7 @@ class TorrentEngine:
         self._ticking: asyncio.TimerHandle | None = None
         self._asked_more = 0.0
         self._counted = 0.0
+        self._refused_at = 0.0
         self._stopped = False
 
     # --- life ----------------------------------------------------------------------------------------------------
@@ -160,14 +163,14 @@ class TorrentEngine:
             return False
         live = self._find(exchange)
         if live is not None:
-            live.leased.add(index)
+            live.leased[index] = self._loop.time()
         return True
 
     def unleased(self, exchange: Exchange, index: int) -> None:
         """The read is over."""
         live = self._find(exchange)
         if live is not None:
-            live.leased.discard(index)
+            live.leased.pop(index, None)
 
     def coming(self, exchange: Exchange, index: int) -> None:
         """Half of a leased chunk is here: nothing that a BitTorrent peer could be told."""
@@ -368,12 +371,16 @@ class TorrentEngine:
         self._questions.extend((link.node, live, index) for index in indexes if index < live.exchange.count)
 
     def _answer(self) -> None:
-        """One attestation per turn of the loop: making one may mean to hash a chunk."""
-        if not self._questions:
-            return
-        node, live, index = self._questions.popleft()
+        """A few attestations per turn of the loop: making one may mean to hash a chunk."""
+        until = self._loop.time() + _TURN
+        while self._questions:
+            self._answer_one(*self._questions.popleft())
+            if self._loop.time() > until:
+                break
         if self._questions:
             self._loop.call_soon(self._answer)
+
+    def _answer_one(self, node: bytes, live: Live, index: int) -> None:
         if live.gone or node not in self._links.neighbours:
             return
         packed = None
@@ -392,6 +399,7 @@ class TorrentEngine:
                 theirs.whole = False
         elif node in live.needs.get(frame.index, {}) and not live.exchange.have >> frame.index & 1:
             live.proofs.setdefault(frame.index, {})[node] = frame.attestation
+            live.learnt(frame.index)
             self._prover.pump(live)
 
     def claimants(self, live: Live, index: int) -> list[bytes]:
@@ -429,6 +437,8 @@ class TorrentEngine:
         """See `ProverOwner`."""
         self.stats.refused += 1
         _log.warning("a chunk is refused", digest=live.exchange.name, chunk=index)
+        self._torrents.watch(True)  # from now on it is seen who sends what
+        self._refused_at = self._loop.time()
         self._disown(live, index)
         verdict = live.blame.refused(index, data, self._loop.time())
         if verdict is not None:
@@ -465,10 +475,7 @@ class TorrentEngine:
 
     def arrived(self, live: Live, index: int) -> None:
         """See `TorrentsOwner`."""
-        if live.sound >> index & 1:
-            self.sound(live, index)
-        else:
-            self._prover.ask(live, index)
+        self._prover.ask(live, index)
 
     def flushed(self, live: Live) -> None:
         """See `TorrentsOwner`."""
@@ -508,10 +515,9 @@ class TorrentEngine:
         live = self._find(exchange)
         if live is None:
             return
-        live.leased.discard(index)
-        live.claims.pop(index, None)
-        live.moved = self._loop.time()
+        live.read(index, self._loop.time())
         if live.looking != index:
+            live.learnt(index)
             self._torrents.give(live, index)
             self._prover.pump(live)
 
@@ -534,6 +540,8 @@ class TorrentEngine:
         busy = any(live.unfinished for live in self._lives.values())
         if busy:
             self._look_for_more(now)
+        if self._torrents.watched and now - self._refused_at > _WATCH:
+            self._torrents.watch(False)
         if now - self._counted >= _COUNT:
             self._counted = now
             self._count()
@@ -556,7 +564,7 @@ class TorrentEngine:
             if now - given > 2.0:
                 self._torrents.give(live, index)
         self._torrents.flush(live, now)
-        self._prover.pump(live)
+        self._prover.look_again(live)
         self._maps.look(live, now)
         self._connect(live)
 
@@ -576,8 +584,6 @@ class TorrentEngine:
                 reading = self._read_alone(live, lost & ~live.arrived, now, self._orphaned)
 
     def _read_alone(self, live: Live, wanted: int, now: float, orphaned: Orphaned) -> bool:
-        for index in live.first_asked:
-            wanted &= ~(1 << index)
         rivals = self._near.unfinished(live)
         mine = choose(
             live.exchange.name, wanted, rivals, live.claims, live.chunk_time, now, orphaned, self._node, self._rng

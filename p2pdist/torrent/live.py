@@ -83,21 +83,23 @@ class Live:
         self.arrived = 0  # chunks that libtorrent has, proved or not
         self.came: set[int] = set()  # ... since the last flush was asked for
         self.flushing: set[int] | None = None  # what the flush under way is for
-        self.landed: set[int] = set()  # in the file: to be proved
+        self.landed: set[int] = set()  # in the file, and nothing to prove them with yet
+        self.provable: set[int] = set()  # in the file, and an attestation is here, or they are proved already
         self.flushed_at = 0.0
         self.proving = False
         self.looking: int | None = None  # the chunk that is being proved at this moment
         self.doubtful: set[int] = set()  # did not match once; judged after another flush
         self.given: dict[int, float] = {}  # chunks given to libtorrent that it has not confirmed
+        self.to_give: set[int] = set()  # chunks that libtorrent is about to be given
+        self.giving = False
         self.proofs: dict[int, dict[bytes, bytes]] = {}  # chunk -> neighbour -> attestation
         self.needs: dict[int, dict[bytes, float]] = {}  # chunk -> neighbours asked for it, and when
         self.held: dict[int, tuple[int, float]] = {}  # looked at with so many proofs; again with more, or then
-        self.first_asked: dict[int, float] = {}
         self.blame = Blame()
 
-        self.leased: set[int] = set()
+        self.leased: dict[int, float] = {}  # chunks that this node reads from upstream, since when
         self.claims: dict[int, float] = {}
-        self.chunk_time = 0.3  # seconds that a chunk takes to arrive, smoothed
+        self.chunk_time = 0.3  # seconds that a chunk takes to be read, smoothed
         self.moved = now  # something came, or was read
         self.missed_at = 0.0
         self.connections = 0  # open ones in libtorrent
@@ -133,10 +135,11 @@ class Live:
         self.came.clear()
         self.flushing = None
         self.landed.clear()
+        self.provable.clear()
         self.doubtful.clear()
         self.held.clear()
         self.given.clear()
-        self.first_asked.clear()
+        self.to_give.clear()
         self.blame.forget()
         self.connections = 0
         self.dialled.clear()
@@ -148,15 +151,17 @@ class Live:
             return False
         self.arrived |= 1 << index
         self.moved = now
-        given = self.given.pop(index, None)
-        asked = self.first_asked.pop(index, None)
-        if given is not None and asked is None:
-            self.sound |= 1 << index  # all of it is what this node gave
-            return True
-        if asked is not None:
-            self.chunk_time += 0.1 * (now - asked - self.chunk_time)
+        self.given.pop(index, None)
         self.came.add(index)
         return True
+
+    def read(self, index: int, now: float) -> None:
+        """A chunk is proved."""
+        self.moved = now
+        self.claims.pop(index, None)
+        began = self.leased.pop(index, None)
+        if began is not None:
+            self.chunk_time += 0.1 * (now - began - self.chunk_time)
 
     def flush_due(self, now: float, interval: float) -> bool:
         """A flush barrier is to be asked for now; then it is for what came until now."""
@@ -168,9 +173,16 @@ class Live:
 
     def flush_over(self) -> None:
         """The barrier is reached."""
-        if self.flushing is not None:
-            self.landed |= self.flushing
-            self.flushing = None
+        for index in self.flushing or ():
+            known = index in self.proofs or self.exchange.have >> index & 1
+            (self.provable if known else self.landed).add(index)
+        self.flushing = None
+
+    def learnt(self, index: int) -> None:
+        """An attestation came, or the chunk was proved on another way."""
+        if index in self.landed:
+            self.landed.discard(index)
+            self.provable.add(index)
 
     def take_map(self, node: bytes, first: int, hashes: bytes) -> bytes | None:
         """A part of the chunk map; all of it once it is complete."""

@@ -82,18 +82,14 @@ class Prover:
             self._scope.spawn(self._run(live))
 
     def _batch(self, live: Live) -> list[int]:
-        """What to look at next: chunks in the file that are known otherwise, or for which an attestation is here."""
+        """What to look at next."""
         batch: list[int] = []
         room = _BATCH
         now = self._loop.time()
-        for index in live.landed:
-            if not live.exchange.have >> index & 1:
-                proofs = live.proofs.get(index)
-                if not proofs:
-                    self._ask(live, index, now)
-                    continue
-                seen, until = live.held.get(index, (0, 0.0))
-                if len(proofs) == seen and now < until:
+        for index in live.provable:
+            if index in live.held and not live.exchange.have >> index & 1:
+                seen, until = live.held[index]
+                if len(live.proofs.get(index, ())) == seen and now < until:
                     continue
             batch.append(index)
             room -= live.cut.span(index)[1]
@@ -117,8 +113,14 @@ class Prover:
 
     def ask(self, live: Live, index: int) -> None:
         """A chunk is here or on its way to the file: get its attestation meanwhile."""
-        if not live.exchange.have >> index & 1 and not live.proofs.get(index):
+        if not live.exchange.have >> index & 1 and index not in live.proofs:
             self._ask(live, index, self._loop.time())
+
+    def look_again(self, live: Live) -> None:
+        """Ask again for what did not come, and look again at what was held; a few times a second."""
+        for index in list(live.landed):
+            self.ask(live, index)
+        self.pump(live)
 
     async def _run(self, live: Live) -> None:
         try:
@@ -138,7 +140,7 @@ class Prover:
 
     async def _look(self, live: Live, loaded: Loaded | None, index: int, data: bytes | bool) -> None:
         if isinstance(data, bool):
-            live.landed.discard(index)
+            live.provable.discard(index)
             if data:
                 live.sound |= 1 << index
                 self._owner.sound(live, index)
@@ -156,7 +158,7 @@ class Prover:
             proved = self._prove(live, index, receiver)
             live.looking = None
             if proved:
-                live.landed.discard(index)
+                live.provable.discard(index)
                 if live.current is loaded:
                     live.sound |= 1 << index
                 self._owner.proved(live, index, data)
@@ -184,10 +186,13 @@ class Prover:
         now = self._loop.time()
         if index not in live.doubtful:
             live.doubtful.add(index)
-            live.landed.discard(index)
+            live.provable.discard(index)
             live.came.add(index)
             return
         if not self._believable(live, index):
+            live.proofs.pop(index, None)
+            live.provable.discard(index)
+            live.landed.add(index)
             return
         asked, proofs = live.needs.setdefault(index, {}), live.proofs[index]
         others = [node for node in self._owner.claimants(live, index) if node not in asked]
@@ -197,7 +202,7 @@ class Prover:
         if any(now - when < _ANSWER and node not in proofs for node, when in asked.items()):
             live.held[index] = (len(proofs), now + _ANSWER)
             return
-        live.landed.discard(index)
+        live.provable.discard(index)
         self._owner.refused(live, index, data)
 
     def _believable(self, live: Live, index: int) -> bool:

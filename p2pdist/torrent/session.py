@@ -18,7 +18,7 @@ import libtorrent as lt
 import structlog
 
 from p2pdist.errors import OperationError
-from p2pdist.torrent.settings import TorrentSettings, TorrentTls, session_settings
+from p2pdist.torrent.settings import TorrentSettings, TorrentTls, alert_mask, session_settings
 
 _log = structlog.get_logger("p2pdist.torrent")
 _LISTEN = 5.0  # seconds in which libtorrent must have opened its port
@@ -66,10 +66,10 @@ class SessionOwner(Protocol):
         """What came before the flush was asked for is in the file."""
 
     def torrent_asked(self, key: bytes, index: int, block: int, remote: Remote) -> None:
-        """A block was asked of `remote`."""
+        """A block was asked of `remote`. Only told while watched."""
 
     def torrent_block(self, key: bytes, index: int, block: int, remote: Remote) -> None:
-        """A block that `remote` sent is in the file."""
+        """A block that `remote` sent is in the file. Only told while watched."""
 
     def torrent_connected(self, key: bytes, remote: Remote, outgoing: bool) -> None:
         """A connection is open."""
@@ -208,6 +208,11 @@ class Session:
         if self._session is not None:
             self._session.set_ip_filter(rules)
 
+    def watch(self, on: bool) -> None:
+        """From now on (or no longer) `torrent_asked` and `torrent_block` are told."""
+        if self._session is not None:
+            self._session.apply_settings({"alert_mask": alert_mask(watch=on)})
+
     def post_counters(self) -> None:
         """Bring `counters` up to date, soon."""
         if self._session is not None:
@@ -224,14 +229,12 @@ class Session:
             self._alert(alert)
 
     def _alert(self, alert: lt.alert) -> None:
-        if isinstance(alert, (lt.block_downloading_alert, lt.block_finished_alert)):
-            key, remote = _key(alert), _remote(alert)
-            tell = self._owner.torrent_asked
-            if isinstance(alert, lt.block_finished_alert):
-                tell = self._owner.torrent_block
-            tell(key, alert.piece_index, alert.block_index, remote)
-        elif isinstance(alert, lt.piece_finished_alert):
+        if isinstance(alert, lt.piece_finished_alert):
             self._owner.torrent_piece(_key(alert), alert.piece_index)
+        elif isinstance(alert, lt.block_downloading_alert):
+            self._owner.torrent_asked(_key(alert), alert.piece_index, alert.block_index, _remote(alert))
+        elif isinstance(alert, lt.block_finished_alert):
+            self._owner.torrent_block(_key(alert), alert.piece_index, alert.block_index, _remote(alert))
         elif isinstance(alert, lt.cache_flushed_alert):
             self._owner.torrent_flushed(_key(alert))
         elif isinstance(alert, lt.session_stats_alert):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Protocol, TypeVar
 
 import structlog
@@ -19,7 +20,7 @@ from p2pdist.errors import StorageError
 from p2pdist.scope import Scope
 from p2pdist.torrent.alone import bits
 from p2pdist.torrent.blame import Sender
-from p2pdist.torrent.files import copy_chunks, read_chunk, scratch
+from p2pdist.torrent.files import Cut, copy_chunks, read_chunk, scratch
 from p2pdist.torrent.live import COLD, MAPPED, Live, Loaded
 from p2pdist.torrent.metainfo import of_blob
 from p2pdist.torrent.session import Remote, Session
@@ -29,6 +30,7 @@ T = TypeVar("T")
 _log = structlog.get_logger("p2pdist.torrent")
 _STEP = 10.0  # seconds that libtorrent may take to load or unload a torrent
 _RETRY = 2.0  # seconds before a torrent that failed is loaded again
+_GIVEN = 16  # chunks given at a time
 _BATCH = 0.05  # seconds in which refused chunks are collected before the torrent is loaded anew
 
 
@@ -65,6 +67,7 @@ class Torrents:
         self._keys: dict[bytes, tuple[Live, Loaded]] = {}
         self._lives: set[Live] = set()  # those whose files are open
         self._stopped = False
+        self.watched = False
         self.sessions = {
             COLD: Session(settings, peer_id, self, checks=False),
             MAPPED: Session(settings, peer_id, self, checks=True),
@@ -182,21 +185,27 @@ class Torrents:
 
     def give(self, live: Live, index: int) -> None:
         """Give libtorrent a proved chunk that did not come through it."""
-        loaded = live.current
-        inject = loaded.session.injector(loaded.metainfo.key) if loaded is not None else None
-        if inject is None or live.arrived >> index & 1:
+        if live.current is None or live.arrived >> index & 1:
             return  # given when the torrent is loaded, or compared with what came
-        live.given[index] = self._loop.time()
-        self._scope.spawn(self._give(live, index, inject))
+        live.to_give.add(index)
+        if not live.giving:
+            live.giving = True
+            self._scope.spawn(self._give(live))
 
-    async def _give(self, live: Live, index: int, inject: Callable[[int, bytes], None]) -> None:
-        source, cut = live.source, live.cut
-        if live.gone:
-            return
+    async def _give(self, live: Live) -> None:
         try:
-            await self._in_thread(lambda: inject(index, read_chunk(source, cut, index)))
+            while live.to_give and not live.gone:
+                loaded = live.current
+                inject = loaded.session.injector(loaded.metainfo.key) if loaded is not None else None
+                if inject is None:
+                    return
+                batch = [live.to_give.pop() for _ in range(min(len(live.to_give), _GIVEN))]
+                live.given.update(dict.fromkeys(batch, self._loop.time()))
+                await self._in_thread(partial(_inject, inject, live.source, live.cut, batch))
         except StorageError as error:
             live.exchange.fail(error)
+        finally:
+            live.giving = False
 
     def flush(self, live: Live, now: float) -> None:
         """Ask for a flush barrier if one is due."""
@@ -210,6 +219,13 @@ class Torrents:
         if loaded is not None and peers:
             addresses = [(host, port + loaded.kind) for host, port in peers]
             loaded.session.connect(loaded.metainfo.key, addresses, at_once=not live.connections)
+
+    def watch(self, on: bool) -> None:
+        """Notice who sends which block, or no longer."""
+        if on != self.watched:
+            self.watched = on
+            for session in self.sessions.values():
+                session.watch(on)
 
     # --- what the sessions say -----------------------------------------------------------------------------------
 
@@ -253,7 +269,6 @@ class Torrents:
         """See `SessionOwner`."""
         live = self._fetching(key)
         if live is not None:
-            live.first_asked.setdefault(index, self._loop.time())
             sender = self._owner.who(remote)
             live.blame.asked(index, block, sender, self._owner.claims(live, sender, index))
 
@@ -280,6 +295,11 @@ class Torrents:
     def _fetching(self, key: bytes) -> Live | None:
         known = self._keys.get(key)
         return known[0] if known is not None and known[0].fetching and known[1].usable else None
+
+
+def _inject(inject: Callable[[int, bytes], None], source: int, cut: Cut, batch: list[int]) -> None:
+    for index in batch:
+        inject(index, read_chunk(source, cut, index))
 
 
 def _prepare(live: Live, settings: TorrentSettings) -> None:
