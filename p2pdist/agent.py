@@ -21,6 +21,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from p2pdist import __version__
 from p2pdist.admin import AdminServer
 from p2pdist.config import AgentConfig
+from p2pdist.enrol import Enrolment
 from p2pdist.errors import OperationError, StorageError, TrackerError
 from p2pdist.mesh.engine import MeshEngine, MeshSettings
 from p2pdist.mesh.network import TcpNetwork
@@ -79,6 +80,7 @@ class Agent:
         self._started = time.time()
         self._session = Session()
         self._gate: TrustGate | None = None
+        self._enrolment: Enrolment | None = None  # None: insecure
 
     async def run(self, ready: Callable[[AgentStatus], None] | None = None, stop: asyncio.Event | None = None) -> None:
         """Serve until `stop` is set (for ever without one)."""
@@ -89,6 +91,7 @@ class Agent:
             stack.push_async_callback(self._store.close)
             key = _node_key(config.node.data_dir / "node.key")
             self._attestor = Attestor(key)
+            self._enrolment = Enrolment.open(config, key)
             self._upstreams = await stack.enter_async_context(make_upstreams(config))
             self._engine = self._make_engine()
             self._swarms = SwarmService(
@@ -114,8 +117,9 @@ class Agent:
                 stack.callback(tasks.create_task(self._gate.run()).cancel)
             if config.tracker.urls:
                 client = self._session.client = self._make_client(key)
-                session = tasks.create_task(client.run())
-                stack.callback(session.cancel)
+                if self._enrolment is not None:
+                    stack.callback(tasks.create_task(self._enrolment.run()).cancel)
+                stack.callback(tasks.create_task(self._keep_session(client)).cancel)
             else:
                 self._swarms.tracker_state(False)
             self._mirror = await stack.enter_async_context(self._make_mirror())
@@ -138,7 +142,17 @@ class Agent:
     def _make_engine(self) -> MeshEngine:
         peer = self._config.peer
         settings = MeshSettings(host=peer.host, port=peer.port, advertise=peer.advertise_host or "")
-        return MeshEngine(self._attestor.node, TcpNetwork(), settings, random.Random())
+        if self._enrolment is None:
+            return MeshEngine(self._attestor.node, TcpNetwork(), settings, random.Random())
+        tls = self._enrolment.credentials
+        network = TcpNetwork(tls.server, tls.client)
+        return MeshEngine(self._attestor.node, network, settings, random.Random(), identify=tls.node)
+
+    async def _keep_session(self, client: TrackerClient) -> None:
+        """The session with the tracker, as soon as this node is a member."""
+        if self._enrolment is not None:
+            await self._enrolment.member.wait()
+        await client.run()
 
     def _make_client(self, key: Ed25519PrivateKey) -> TrackerClient:
         return TrackerClient(
@@ -150,6 +164,7 @@ class Agent:
             {},
             on_message=self._swarms.tracker_message,
             on_state=self._swarms.tracker_state,
+            tls=self._enrolment.credentials.client if self._enrolment is not None else None,
         )
 
     def _make_mirror(self) -> MirrorServer:
@@ -172,7 +187,8 @@ class Agent:
             "version": __version__,
             "node": {"name": self._config.node.name, "id": self._attestor.node.hex()},
             "uptime_seconds": time.time() - self._started,
-            "insecure": True,  # neither encrypted nor authenticated between nodes
+            "insecure": self._enrolment is None,  # neither encrypted nor authenticated between nodes
+            "membership": self._enrolment.status() if self._enrolment is not None else {"member": True},
             "mirror": {"host": self._config.mirror.host, "port": self._mirror.port},
             "peer": {"port": self._engine.port, "engine": self._engine.name, "links": len(self._engine.links())},
             "tracker": {

@@ -11,6 +11,7 @@ import ssl
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import msgspec
@@ -20,11 +21,12 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from p2pdist.errors import InputError, TrackerError
+from p2pdist.config import AgentConfig
+from p2pdist.errors import ConfigError, InputError, TrackerError
 from p2pdist.pki import (
-    Credentials,
     JoinToken,
     Role,
+    TlsCredentials,
     identity_of,
     insecure_context,
     read_secret,
@@ -60,7 +62,7 @@ class Enrolment:
         key: Ed25519PrivateKey,
         directory: Path,
         token: JoinToken | None,
-        credentials: Credentials,
+        credentials: TlsCredentials,
         *,
         clock: Callable[[], float] = time.time,
         rng: random.Random | None = None,
@@ -73,15 +75,48 @@ class Enrolment:
         self._key = key
         self._directory = directory
         self._token = token
-        self._credentials = credentials
+        self.credentials = credentials
         self._clock = clock
         self._rng = rng or random.Random()
         self._pause = pause
 
+    @classmethod
+    def open(cls, config: AgentConfig, key: Ed25519PrivateKey) -> Enrolment | None:
+        """A node's, with the certificate of an earlier run; None if the cluster is insecure.
+
+        Raises:
+            ConfigError: this node is no member, and has nothing with which it could become one.
+            StorageError: a file can't be read.
+        """
+        cluster, urls = config.cluster, config.tracker.urls
+        if cluster.insecure:
+            _log.warning("insecure: nothing is encrypted, and whoever reaches the ports is a member (cluster.insecure)")
+            return None
+        text = cluster.token
+        if cluster.token_file is not None:
+            text = (read_secret(cluster.token_file) or b"").decode(errors="replace")
+        token = JoinToken.parse(text) if text else None
+        enrolment = cls(urls, key, config.node.data_dir / "tls", token, TlsCredentials())
+        if not enrolment.load() and urls and token is None:
+            raise ConfigError(
+                "this node is not a member of the cluster yet: give it a join token (cluster.token), which "
+                "`p2pdist-tracker token create` makes; or set cluster.insecure = true on a closed test network"
+            )
+        return enrolment
+
+    def status(self) -> dict[str, Any]:
+        """For `p2pdist status`; nothing secret."""
+        return {
+            "member": self.member.is_set(),
+            "cluster": self.credentials.cluster,
+            "certificate_seconds": max(0.0, self.expires - self._clock()),
+            "problem": self.problem,
+        }
+
     @property
     def expires(self) -> float:
         """When the certificate ends (Unix seconds); 0: there is none."""
-        certificate = self._credentials.certificate
+        certificate = self.credentials.certificate
         return certificate.not_valid_after_utc.timestamp() if certificate is not None else 0.0
 
     def load(self) -> bool:
@@ -95,7 +130,7 @@ class Enrolment:
             ends = x509.load_pem_x509_certificate(certificate).not_valid_after_utc.timestamp()
             if ends <= self._clock():
                 return False
-            self._credentials.use(certificate, self._key, authority)
+            self.credentials.use(certificate, self._key, authority)
             self._authority = authority
         except (ValueError, ssl.SSLError) as error:
             _log.warning("the certificate of an earlier run is not used", reason=str(error))
@@ -109,7 +144,7 @@ class Enrolment:
             if self.expires <= self._clock():
                 self.member.clear()
                 await self._until_done(self._enrol, "not a member of the cluster yet")
-            certificate = self._credentials.certificate
+            certificate = self.credentials.certificate
             assert certificate is not None
             begins = certificate.not_valid_before_utc.timestamp()
             due = begins + self._rng.uniform(*RENEW_AT) * (self.expires - begins)
@@ -151,7 +186,7 @@ class Enrolment:
         except ValueError as error:
             raise InputError(f"the tracker's authority is not a certificate: {error}") from error
         token.is_of(parsed)
-        sure = Credentials()
+        sure = TlsCredentials()
         sure.trust(authority)
         ask = {"request": request_for(self._key).decode(), "secret": token.secret.hex()}
         await self._ask(f"{url}/v1/enrol", ask, sure.client, authority)
@@ -161,7 +196,7 @@ class Enrolment:
         if self.expires <= self._clock():
             return False  # over: `run` enrols again
         ask = {"request": request_for(self._key).decode()}
-        await self._ask(f"{url}/v1/renew", ask, self._credentials.client, self._authority)
+        await self._ask(f"{url}/v1/renew", ask, self.credentials.client, self._authority)
         return True
 
     async def _ask(self, url: str, body: dict[str, str], context: ssl.SSLContext, authority: bytes) -> None:
@@ -176,7 +211,7 @@ class Enrolment:
                 raise InputError(f"the tracker's answer is no certificate: {error}") from error
         certificate = got.certificate.encode()
         self._check(certificate, authority)
-        self._credentials.use(certificate, self._key, authority)
+        self.credentials.use(certificate, self._key, authority)
         self._authority = authority
         private = self._key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
         for name, data in (("ca.crt", authority), ("tls.key", private), ("tls.crt", certificate)):

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.hashes import SHA256
 
 from p2pdist.errors import ConfigError, InputError
-from p2pdist.pki import Authority, Credentials, Identity, JoinToken, Role, peer_certificate, requested_key
+from p2pdist.pki import Authority, Identity, JoinToken, Role, TlsCredentials, peer_certificate, requested_key
 from tracker.tokens import Facts
 
 log = structlog.get_logger()
@@ -59,7 +59,7 @@ class Enrolment:
     def __init__(
         self, authority: Authority, facts: Facts, lifetime: float, banned: Callable[[bytes], float | None]
     ) -> None:
-        self.credentials = Credentials(clients_required=False)
+        self.credentials = TlsCredentials(clients_required=False)
         self.enrolled = 0
         self.renewed = 0
         self.refused = 0

@@ -4,6 +4,7 @@ from p2pdist.config.load import load_agent
 from p2pdist.config.options import (
     AdminConfig,
     AgentConfig,
+    ClusterConfig,
     LogConfig,
     MirrorConfig,
     NodeConfig,
@@ -18,6 +19,7 @@ from p2pdist.config.values import human_size, parse_size
 __all__ = [
     "AdminConfig",
     "AgentConfig",
+    "ClusterConfig",
     "LogConfig",
     "MirrorConfig",
     "NodeConfig",

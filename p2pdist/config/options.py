@@ -142,6 +142,26 @@ class TrackerConfig(Section):
 
 
 @dataclass(frozen=True, slots=True)
+class ClusterConfig(Section):
+    """Which cluster this node is a member of. docs/security.md says what members can do and who else can't."""
+
+    insecure: bool = _option(
+        v.FLAG,
+        True,
+        "Neither encryption nor certificates, towards other nodes and trackers: whoever reaches the ports is a member. "
+        "For closed test networks; the tracker must be set the same.",
+    )
+    token: str | None = _option(
+        v.optional(v.TEXT, "", "none"),
+        None,
+        "Join token, needed until this node has its first certificate: `p2pdist-tracker token create` makes one.",
+    )
+    token_file: Path | None = _option(
+        v.optional(v.PATH, "", "none"), None, "File with the join token, in place of cluster.token."
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class UpstreamConfig(Section):
     """What holds for every upstream registry."""
 
@@ -246,6 +266,7 @@ class AgentConfig:
     mirror: MirrorConfig = field(default_factory=MirrorConfig)
     peer: PeerConfig = field(default_factory=PeerConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
     upstream: UpstreamConfig = field(default_factory=UpstreamConfig)
     registries: tuple[RegistryConfig, ...] = field(default_factory=lambda: (RegistryConfig(),))
     trust: TrustConfig = field(default_factory=TrustConfig)
@@ -257,6 +278,13 @@ class AgentConfig:
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
             raise ConfigError(f"registries: {v.quoted(twice)} is there twice")
+        plain = next((url for url in self.tracker.urls if url.startswith("http:")), None)
+        if plain is not None and not self.cluster.insecure:
+            raise ConfigError(
+                f"tracker.urls: {v.quoted(plain)} is not encrypted: wanted https://, or cluster.insecure = true"
+            )
+        if self.cluster.token is not None and self.cluster.token_file is not None:
+            raise ConfigError("cluster.token and cluster.token_file: give one of them")
         if self.trust.enforcement != "off" and self.trust.policy_file is None:
             raise ConfigError(f'trust.policy_file: enforcement = "{self.trust.enforcement}" needs a policy')
         for store in self.trust.lookaside:
@@ -288,6 +316,7 @@ def section_types() -> dict[str, type[Section]]:
         "mirror": MirrorConfig,
         "peer": PeerConfig,
         "tracker": TrackerConfig,
+        "cluster": ClusterConfig,
         "upstream": UpstreamConfig,
         "registries": RegistryConfig,
         "trust": TrustConfig,

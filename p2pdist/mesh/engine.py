@@ -398,7 +398,8 @@ class MeshEngine:
         try:
             async with asyncio.timeout(_DIAL):
                 await self._network.connect(lambda: outbound, peer.host, peer.port)
-        except (OSError, TimeoutError) as error:
+            self._check_identity(outbound, fetch.ask.peer)
+        except (OSError, TimeoutError, PeerError) as error:
             outbound.close()
             self.fetch_failed(fetch, error)
             return
@@ -406,6 +407,11 @@ class MeshEngine:
             outbound.request(fetch, self._request_head())
         else:
             outbound.close()
+
+    def _check_identity(self, outbound: Outbound, peer: bytes) -> None:
+        """What a peer sends is held against it: so it has to be the one."""
+        if self._identify is not None and self._identify(outbound.tls) != peer:
+            raise PeerError("another node answers at its address", peer=peer.hex())
 
     def _forget_fetch(self, fetch: Fetch) -> bool:
         key = (fetch.ask.peer, fetch.ask.blob, fetch.ask.index)

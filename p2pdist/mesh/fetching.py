@@ -67,6 +67,11 @@ class Outbound(asyncio.BufferedProtocol):
         self._wake: WakeUp | None = None
         self.usable = False
 
+    @property
+    def tls(self) -> object | None:
+        """The TLS object, where the connection is encrypted."""
+        return self._transport.get_extra_info("ssl_object") if self._transport is not None else None
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvloop's is no subclass
         """Connected."""
         self._transport = transport

@@ -9,7 +9,11 @@ import ssl
 from collections.abc import Callable
 from typing import Protocol
 
+from p2pdist.pki import Role
+
 _NOTSENT_LOWAT = 25  # TCP_NOTSENT_LOWAT on Linux (tcp(7)); Python's socket module has no name for it
+_HANDSHAKE = 5.0  # seconds that a peer has for its TLS handshake
+_SHUTDOWN = 1.0  # and for its part of the goodbye
 _UNSENT = 64 * 1024  # bytes the kernel keeps beyond what is on the wire: more would hide a busy uplink from us
 
 
@@ -42,7 +46,7 @@ class _TcpListener:
 
 
 class TcpNetwork:
-    """TCP, under mutual TLS where contexts are given."""
+    """TCP, under mutual TLS where contexts are given: then the other side is a node of the cluster, or no one."""
 
     def __init__(self, server_tls: ssl.SSLContext | None = None, client_tls: ssl.SSLContext | None = None) -> None:
         self._server_tls = server_tls
@@ -51,13 +55,32 @@ class TcpNetwork:
     async def listen(self, factory: Callable[[], asyncio.BaseProtocol], host: str, port: int) -> Listener:
         """See `Network`."""
         loop = asyncio.get_running_loop()
-        server = await loop.create_server(factory, host, port, ssl=self._server_tls, backlog=1024)
+        server = await loop.create_server(
+            factory,
+            host,
+            port,
+            ssl=self._server_tls,
+            backlog=1024,
+            ssl_handshake_timeout=_HANDSHAKE if self._server_tls is not None else None,
+            ssl_shutdown_timeout=_SHUTDOWN if self._server_tls is not None else None,
+        )
         return _TcpListener(server)
 
     async def connect(self, factory: Callable[[], asyncio.BaseProtocol], host: str, port: int) -> asyncio.Transport:
         """See `Network`."""
         loop = asyncio.get_running_loop()
-        transport, _ = await loop.create_connection(factory, host, port, ssl=self._client_tls)
+        if self._client_tls is None:
+            transport, _ = await loop.create_connection(factory, host, port)
+        else:
+            transport, _ = await loop.create_connection(
+                factory,
+                host,
+                port,
+                ssl=self._client_tls,
+                server_hostname=Role.NODE.host,
+                ssl_handshake_timeout=_HANDSHAKE,
+                ssl_shutdown_timeout=_SHUTDOWN,
+            )
         return transport
 
 
@@ -73,11 +96,13 @@ def tune_sender(transport: asyncio.Transport) -> None:
 class WakeUp:
     """Wakes the reader of a connection only when enough bytes are there: saves most wake-ups at link speed.
 
-    Works on a duplicate of the socket, because uvloop makes a new socket object at every look at its own.
+    Works on a duplicate of the socket, because uvloop makes a new socket object at every look at its own. Does nothing
+    under TLS: the socket counts bytes of records there, and the end of a body may be shorter than what is waited for.
     """
 
     def __init__(self, transport: asyncio.Transport) -> None:
-        sock = transport.get_extra_info("socket")
+        encrypted = transport.get_extra_info("ssl_object") is not None
+        sock = None if encrypted else transport.get_extra_info("socket")
         self._socket = socket.socket(fileno=os.dup(sock.fileno())) if sock is not None else None
         self._size = 1
 

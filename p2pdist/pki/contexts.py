@@ -17,7 +17,7 @@ from p2pdist.pki.identity import Identity, Role, cluster_of, identity_of
 _KNOWN = 4096  # certificates whose names are remembered
 
 
-class Credentials:
+class TlsCredentials:
     """This process's certificate and the authority it trusts, in a `server` and a `client` context.
 
     Both contexts exist from the start and refuse every handshake until `use` gave them a certificate; `use` again

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from p2pdist.enrol import Enrolment
 from p2pdist.errors import ConfigError, InputError
-from p2pdist.pki import Authority, Credentials, JoinToken, Role, identity_of, request_for
+from p2pdist.pki import Authority, JoinToken, Role, TlsCredentials, identity_of, request_for
 from p2pdist.protocol import messages as wire
 from p2pdist.tracker_client import TrackerClient
 from tracker.__main__ import cli
@@ -63,7 +63,7 @@ class Node:
     def __init__(self, url: str, directory: Path, token: str | None, key: Ed25519PrivateKey | None = None) -> None:
         self.key = key or Ed25519PrivateKey.generate()
         self.node = self.key.public_key().public_bytes_raw()
-        self.credentials = Credentials()
+        self.credentials = TlsCredentials()
         self.clock = Clock()
         self.enrolment = Enrolment(
             [url],
@@ -143,7 +143,7 @@ async def test_somebody_in_between_with_a_copy_of_the_authoritys_certificate_get
         app.router.add_route("*", "/{any:.*}", play)
         own = Authority.create(running._now())
         key = Ed25519PrivateKey.generate()
-        middle = Credentials(clients_required=False)
+        middle = TlsCredentials(clients_required=False)
         middle.use(own.issue(key.public_key(), Role.TRACKER, {}, running._now(), 600), key, own.pem)
         runner = web.AppRunner(app)
         await runner.setup()
@@ -215,7 +215,7 @@ async def test_a_restarted_node_uses_the_certificate_it_has_without_any_tracker(
 @pytest.mark.parametrize("path", ["/v1/status", "/metrics", "/v1/session"])
 async def test_without_a_certificate_only_health_and_enrolment_answer(tmp_path: Path, path: str) -> None:
     async with tracker(tmp_path / "t") as running, aiohttp.ClientSession() as http:
-        stranger = Credentials()
+        stranger = TlsCredentials()
         stranger.trust(running._enrolment._authority.pem)
         options = {"ssl": stranger.client, "server_hostname": Role.TRACKER.host}
         async with http.get(running.url + "/healthz", **options) as answer:
@@ -230,7 +230,7 @@ async def test_without_a_certificate_only_health_and_enrolment_answer(tmp_path: 
 )
 async def test_malformed_enrolments_are_refused_in_words(tmp_path: Path, body: bytes) -> None:
     async with tracker(tmp_path / "t") as running, aiohttp.ClientSession() as http:
-        stranger = Credentials()
+        stranger = TlsCredentials()
         stranger.trust(running._enrolment._authority.pem)
         options = {"ssl": stranger.client, "server_hostname": Role.TRACKER.host}
         async with http.post(running.url + "/v1/enrol", data=body, **options) as answer:
@@ -244,7 +244,7 @@ async def test_malformed_enrolments_are_refused_in_words(tmp_path: Path, body: b
 async def test_a_guessed_token_gets_nothing(tmp_path: Path) -> None:
     async with tracker(tmp_path / "t") as running, aiohttp.ClientSession() as http:
         running.new_token(60)
-        stranger = Credentials()
+        stranger = TlsCredentials()
         stranger.trust(running._enrolment._authority.pem)
         ask = {"request": request_for(Ed25519PrivateKey.generate()).decode(), "secret": "00" * 32}
         where = running.url + "/v1/enrol"

@@ -15,21 +15,21 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from p2pdist.errors import ConfigError, InputError, StorageError
-from p2pdist.pki import Authority, Credentials, JoinToken, Role, identity_of, request_for
+from p2pdist.pki import Authority, JoinToken, Role, TlsCredentials, identity_of, request_for
 from p2pdist.pki.authority import requested_key
 
 NOW = datetime.now(UTC).timestamp()
 DAY = 86_400.0
 
 
-def member(authority: Authority, role: Role = Role.NODE, now: float = NOW, lifetime: float = DAY) -> Credentials:
+def member(authority: Authority, role: Role = Role.NODE, now: float = NOW, lifetime: float = DAY) -> TlsCredentials:
     key = Ed25519PrivateKey.generate()
-    credentials = Credentials()
+    credentials = TlsCredentials()
     credentials.use(authority.issue(key.public_key(), role, {}, now, lifetime), key, authority.pem)
     return credentials
 
 
-def handshake(server: Credentials, client: Credentials, name: str = Role.NODE.host) -> tuple[ssl.SSLObject, ...]:
+def handshake(server: TlsCredentials, client: TlsCredentials, name: str = Role.NODE.host) -> tuple[ssl.SSLObject, ...]:
     """Both sides in memory. Raises ssl.SSLError as soon as one refuses."""
     to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
     sides = [
@@ -82,7 +82,7 @@ def test_an_expired_certificate_is_refused(authority: Authority) -> None:
 
 
 def test_a_client_without_a_certificate_is_refused(authority: Authority) -> None:
-    nobody = Credentials()
+    nobody = TlsCredentials()
     nobody.trust(authority.pem)
     with pytest.raises(ssl.SSLError):
         handshake(member(authority), nobody)
@@ -111,7 +111,7 @@ def test_nothing_older_than_tls_1_3_is_spoken(authority: Authority) -> None:
 
 def test_a_new_certificate_serves_new_handshakes_and_leaves_running_ones_alone(authority: Authority) -> None:
     key = Ed25519PrivateKey.generate()
-    server, client = Credentials(), member(authority)
+    server, client = TlsCredentials(), member(authority)
     server.use(authority.issue(key.public_key(), Role.NODE, {}, NOW, DAY), key, authority.pem)
     at_server, at_client = handshake(server, client)
     before = at_client.getpeercert(binary_form=True)
@@ -124,7 +124,7 @@ def test_a_new_certificate_serves_new_handshakes_and_leaves_running_ones_alone(a
 
 def test_contexts_without_a_certificate_refuse_everybody(authority: Authority) -> None:
     with pytest.raises(ssl.SSLError):
-        handshake(Credentials(), member(authority))
+        handshake(TlsCredentials(), member(authority))
 
 
 def test_of_a_request_only_the_proved_key_counts(authority: Authority) -> None:

@@ -12,7 +12,15 @@ import aiohttp
 from support.registry import FakeRegistry, Image
 
 from p2pdist.agent import Agent, AgentStatus
-from p2pdist.config import AgentConfig, MirrorConfig, NodeConfig, PeerConfig, RegistryConfig, TrackerConfig
+from p2pdist.config import (
+    AgentConfig,
+    ClusterConfig,
+    MirrorConfig,
+    NodeConfig,
+    PeerConfig,
+    RegistryConfig,
+    TrackerConfig,
+)
 from p2pdist.oci import Digest
 from tracker.app import RunningTracker
 from tracker.config import TrackerSettings
@@ -37,7 +45,11 @@ class Node:
 class Fleet:
     """An asynchronous context manager: a registry, a tracker, and agents started with `start`."""
 
-    def __init__(self, directory: Path, registry: FakeRegistry, *, tracked: bool = True) -> None:
+    def __init__(
+        self, directory: Path, registry: FakeRegistry, *, tracked: bool = True, insecure: bool = False
+    ) -> None:
+        self.insecure = insecure
+        self.token: str | None = None
         self.directory = directory
         self.registry = registry
         self.nodes: list[Node] = []
@@ -51,8 +63,11 @@ class Fleet:
             aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), auto_decompress=False)
         )
         if self._tracked:
-            self.tracker = RunningTracker(TrackerSettings(port=0, data_directory=str(self.directory / "tracker")))
+            data = str(self.directory / "tracker")
+            self.tracker = RunningTracker(TrackerSettings(port=0, data_directory=data, insecure=self.insecure))
             await self.tracker.__aenter__()
+            if not self.insecure:
+                self.token = self.tracker.new_token(3600)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -71,12 +86,13 @@ class Fleet:
         number = len(self.nodes) + 2
         name = name or f"node-{number}"
         host = f"127.0.0.{number}"
-        urls = (f"http://127.0.0.1:{self.tracker.port}",) if self.tracker is not None else ()
+        urls = (self.tracker.url,) if self.tracker is not None else ()
         config = AgentConfig(
             node=NodeConfig(name=name, data_dir=self.directory / name, shutdown_seconds=1.0),
             mirror=MirrorConfig(host=host, port=0),
             peer=PeerConfig(host=host, port=0, advertise_host=host),
             tracker=TrackerConfig(urls=urls),
+            cluster=ClusterConfig(insecure=self.insecure, token=self.token),
             registries=(RegistryConfig(name=self.registry.name, url=self.registry.url, stall_timeout_seconds=2.0),),
         )
         return await self.run(replace(config, **sections))
