@@ -113,6 +113,9 @@ class Pull:
 
     async def manifest(self, repository: Repository, target: str, *, authorization: str | None = None) -> FoundManifest:
         """See `mirror.source.Source`."""
+        if ":" in target:  # a digest: what signs it can be fetched beside it
+            ahead = self.gate.prefetch(repository, target, Digest.parse(target), authorization=authorization)
+            self._scope.spawn(ahead)
         found = await self.ungated_manifest(repository, target, authorization=authorization)
         parsed = parse_manifest(found.raw, found.media_type, found.digest.algorithm)
         await self.gate.admit_manifest(repository, target, parsed, authorization=authorization)

@@ -191,9 +191,11 @@ class TrustGate:
         self, repository: Repository, target: str, digest: Digest, *, authorization: str | None = None
     ) -> None:
         """Fetch the signatures of `digest` ahead, while its manifest is being fetched. Raises nothing."""
-        loaded = self._current()
-        if self._settings.enforcement is Enforcement.ENFORCE and not self._closure.has_manifest(
-            repository, digest, self._clock()
+        loaded, now = self._current(), self._clock()
+        if self._settings.enforcement is not Enforcement.ENFORCE:
+            return
+        if not self._closure.has_manifest(repository, digest, now) and not self._closure.parent(
+            repository, digest, now
         ):
             await self._library.find(
                 repository, digest, loaded.policy.scope_for(repository, target).forms, authorization

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
-from support.fleet import Fleet
-from support.registry import FakeRegistry, Image, noise
+from support.fleet import Fleet, until
+from support.registry import FakeRegistry, Hold, Image, noise
 
 from p2pdist.config import TrustConfig
 from p2pdist.errors import ConfigError
-from p2pdist.oci import OCI_MANIFEST, Manifest, parse_manifest
+from p2pdist.oci import OCI_MANIFEST, parse_manifest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "trust"))
 import trust_kit as kit
@@ -33,13 +33,16 @@ def policy_file(path: Path, registry: FakeRegistry, key: ec.EllipticCurvePrivate
 
 
 def sign(registry: FakeRegistry, image: Image, key: ec.EllipticCurvePrivateKey) -> None:
-    manifest = parse_manifest(image.raw, OCI_MANIFEST)
-    assert isinstance(manifest, Manifest)
+    sign_raw(registry, image.raw, key)
+
+
+def sign_raw(registry: FakeRegistry, data: bytes, key: ec.EllipticCurvePrivateKey) -> None:
+    manifest = parse_manifest(data, None)
     payload = kit.payload(manifest, f"{registry.name}/app/a:1")
     raw, blobs = kit.signature_manifest([kit.simple(key, payload)])
     for blob in blobs:
         registry.add_blob(blob)
-    registry.add_manifest("app/a", raw, OCI_MANIFEST, f"sha256-{image.digest.hex}.sig")
+    registry.add_manifest("app/a", raw, OCI_MANIFEST, f"sha256-{manifest.digest.hex}.sig")
 
 
 @pytest.fixture
@@ -75,6 +78,30 @@ async def test_an_unsigned_image_is_refused_by_tag_digest_and_blob_with_the_reas
             assert status == 403, (kind, status, body)
             assert json.loads(body)["errors"][0]["code"] == "DENIED"
         assert node.agent.status()["trust"]["refusals"]
+
+
+async def test_signatures_of_a_digest_are_fetched_beside_its_manifest_and_those_of_a_signed_indexs_child_not_at_all(
+    tmp_path: Path, key: ec.EllipticCurvePrivateKey
+) -> None:
+    async with FakeRegistry() as registry, Fleet(tmp_path, registry) as fleet:
+        image = registry.add_image("app/a", "1", [noise(200_000)])
+        sign(registry, image, key)
+        trust = TrustConfig(enforcement="enforce", policy_file=policy_file(tmp_path / "policy.json", registry, key))
+        node = await fleet.start(trust=trust)
+        held = registry.fail(Hold(), path=f"manifests/{image.digest}")
+        asking = asyncio.ensure_future(fleet.get(node, "manifests", image.digest))
+        await until(lambda: registry.requests(r"\.sig$"))
+        assert not asking.done()
+        held.release.set()
+        assert (await asking)[0] == 200
+        registry.heal()
+
+        child = registry.add_image("app/a", None, [noise(1000)])
+        index = registry.add_index("app/a", "2", [child])
+        sign_raw(registry, registry.manifests["app/a"]["2"][0], key)
+        for target in ("2", index, child.digest):
+            assert (await fleet.get(node, "manifests", target))[0] == 200
+        assert not registry.requests(child.digest.hex + r"\.sig$")
 
 
 async def test_with_warn_it_is_pulled_and_shown(tmp_path: Path, key: ec.EllipticCurvePrivateKey) -> None:

@@ -191,7 +191,7 @@ def test_every_threat_statement_names_a_test_that_exists() -> None:
     named = set(re.findall(r"`(test_[a-z0-9_]+)`", DOC))
     defined = {
         name
-        for path in Path(__file__).parent.glob("test_*.py")
+        for path in Path(__file__).parents[1].rglob("test_*.py")
         for name in re.findall(r"def (test_[a-z0-9_]+)\(", path.read_text())
     }
     assert named
