@@ -6,6 +6,7 @@ import asyncio
 import os
 import random
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass
@@ -79,6 +80,7 @@ class Agent:
         self._config = config
         self._started = time.time()
         self._session = Session()
+        self._served = Served()
         self._gate: TrustGate | None = None
         self._enrolment: Enrolment | None = None  # None: insecure
 
@@ -175,7 +177,7 @@ class Agent:
             header_deadline=mirror.header_deadline_seconds,
             stop=self._config.node.shutdown_seconds,
         )
-        return MirrorServer(self._pull, settings, host=mirror.host, port=mirror.port)
+        return MirrorServer(self._pull, settings, host=mirror.host, port=mirror.port, on_served=self._served.add)
 
     # --- what it is doing ----------------------------------------------------------------------------------------
 
@@ -189,7 +191,12 @@ class Agent:
             "uptime_seconds": time.time() - self._started,
             "insecure": self._enrolment is None,  # neither encrypted nor authenticated between nodes
             "membership": self._enrolment.status() if self._enrolment is not None else {"member": True},
-            "mirror": {"host": self._config.mirror.host, "port": self._mirror.port},
+            "mirror": {
+                "host": self._config.mirror.host,
+                "port": self._mirror.port,
+                "answers": self._served.by_kind(),
+                "bytes": self._served.bytes,
+            },
             "peer": {"port": self._engine.port, "engine": self._engine.name, "links": len(self._engine.links())},
             "tracker": {
                 "urls": list(self._config.tracker.urls),
@@ -246,6 +253,7 @@ class Agent:
     def _make_metrics(self) -> CollectorRegistry:
         registry = CollectorRegistry()
         registry.register(_Metrics(self.status))
+        registry.register(self._served)
         return registry
 
 
@@ -276,6 +284,34 @@ def trust_settings(config: AgentConfig) -> TrustSettings:
         lookaside=dict(store.split("=", 1) for store in trust.lookaside),
         ttl_seconds=trust.ttl_seconds,
     )
+
+
+class Served:
+    """What the mirror answered, by kind and status: counted for metrics and status."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+        self._answers: Counter[tuple[str, int]] = Counter()
+
+    def add(self, kind: str, status: int, size: int) -> None:
+        """One answer with a body of `size` bytes."""
+        self._answers[kind, status] += 1
+        self.bytes += size
+
+    def by_kind(self) -> dict[str, dict[str, int]]:
+        """Counts, for status."""
+        kinds: dict[str, dict[str, int]] = {}
+        for (kind, status), count in sorted(self._answers.items()):
+            kinds.setdefault(kind, {})[str(status)] = count
+        return kinds
+
+    def collect(self) -> Iterable[Metric]:
+        """For prometheus_client."""
+        answers = CounterMetricFamily("p2pdist_mirror_answers", "Answers to daemons", labels=("kind", "status"))
+        for (kind, status), count in self._answers.items():
+            answers.add_metric((kind, str(status)), count)
+        yield answers
+        yield CounterMetricFamily("p2pdist_mirror_bytes", "Bytes of bodies sent to daemons", value=self.bytes)
 
 
 class _Metrics:

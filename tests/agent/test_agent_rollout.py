@@ -122,3 +122,14 @@ async def test_a_restart_resumes_what_was_proved(tmp_path: Path) -> None:
         again = await fleet.run(node.config)
         await fleet.pull(again, image)
         assert upstream_copies(registry, image) <= 1.1
+
+
+async def test_what_the_mirror_answered_is_counted(tmp_path: Path) -> None:
+    async with FakeRegistry() as registry, Fleet(tmp_path, registry, tracked=False) as fleet:
+        image = image_of(registry, MIB)
+        node = await fleet.start()
+        await fleet.pull(node, image)
+        assert (await fleet.get(node, "manifests", "missing"))[0] == 404
+        mirror = node.agent.status()["mirror"]
+        assert mirror["answers"] == {"blob": {"200": 2}, "manifest": {"200": 1, "404": 1}}
+        assert mirror["bytes"] > MIB
