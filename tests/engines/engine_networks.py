@@ -94,10 +94,10 @@ class TorrentOnLoopback:
     def hang(self, name: str) -> None:
         """Its links fall silent and libtorrent sends nothing; the connections stay."""
         engine = self._engines[name]
-        engine._links.dial = lambda *_: None  # type: ignore[method-assign]
-        for link in engine._links.neighbours.values():
+        engine._parts.links.dial = lambda *_: None  # type: ignore[method-assign]
+        for link in engine._parts.links.neighbours.values():
             link.send = link.data_received = lambda _: None  # type: ignore[method-assign]
-        for session in engine._torrents.sessions.values():
+        for session in engine._parts.torrents.sessions.values():
             _starve(session)
 
     def sockets(self, name: str) -> int:

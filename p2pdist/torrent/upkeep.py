@@ -1,0 +1,107 @@
+"""What the engine does because time passed. Times are loop times in seconds."""
+
+from __future__ import annotations
+
+from p2pdist.torrent.alone import Orphaned, bits, choose
+from p2pdist.torrent.dials import Dials
+from p2pdist.torrent.justice import Justice
+from p2pdist.torrent.live import Live
+from p2pdist.torrent.parts import Parts
+from p2pdist.torrent.seeds import Seeds
+from p2pdist.torrent.wire import Claim
+
+_MISS = 1.0  # without a piece, before what nobody near has is reported
+_LINGER = 60.0  # that a finished blob is served from the scratch file to those that fetch it
+_COUNT = 0.5  # between two looks at libtorrent's counters
+_GIVEN = 2.0  # after which a chunk that libtorrent did not confirm is given again
+_FEW, _MORE = 5, 10  # with fewer neighbours than this, ask for so many
+
+
+class Upkeep:
+    """See the module."""
+
+    def __init__(self, parts: Parts, seeds: Seeds, dials: Dials, justice: Justice) -> None:
+        self.orphaned: Orphaned | None = None
+        self._parts = parts
+        self._seeds = seeds
+        self._dials = dials
+        self._justice = justice
+        self._asked_more = 0.0
+        self._counted = 0.0
+
+    def look(self, now: float) -> float:
+        """Do what is due; in how many seconds to look again."""
+        parts = self._parts
+        parts.links.look_after(now, self._justice.dead)
+        self._justice.look(now)
+        for live in list(parts.lives.values()):
+            if not live.fetching:
+                self._seeds.look(live, now)
+            elif live.exchange.stored:
+                self._look_at_finished(live, now)
+            else:
+                self._look_at(live, now)
+        busy = [live for live in parts.lives.values() if live.unfinished]
+        if busy:
+            self._look_for_more(busy, now)
+        if now - self._counted >= _COUNT:
+            self._counted = now
+            self._count()
+        return parts.settings.tick if busy else parts.settings.alive / 2
+
+    def _look_at(self, live: Live, now: float) -> None:
+        parts = self._parts
+        if live.retry_at is not None and live.retry_at <= now:
+            live.retry_at = None
+            parts.torrents.settle(live)
+        for verdict in live.blame.overdue(now):
+            self._justice.condemn(live, verdict)
+        for index, given in list(live.given.items()):
+            if now - given > _GIVEN:
+                parts.torrents.give(live, index)
+        parts.torrents.flush(live, now)
+        parts.prover.look_again(live)
+        parts.maps.look(live, now)
+        self._dials.look(live)
+
+    def _look_at_finished(self, live: Live, now: float) -> None:
+        """Serve on from the scratch file to those that are connected; then from the blob, on demand."""
+        if not self._parts.near.unfinished(live) or now - live.moved > _LINGER:
+            live.fetching = False
+            live.dirty = True
+            live.want = 0
+            self._parts.torrents.settle(live)
+
+    def _look_for_more(self, busy: list[Live], now: float) -> None:
+        parts = self._parts
+        if len(parts.links.neighbours) < _FEW and now - self._asked_more > 1.0:
+            self._asked_more = now
+            parts.host.neighbours_wanted(_MORE)
+        reading = any(live.leased for live in busy)
+        for live in busy:
+            lost = live.exchange.full & ~live.exchange.have & ~parts.near.claimed(live)
+            if lost and not live.leased and now - max(live.moved, live.missed_at) > _MISS:
+                live.missed_at = now
+                parts.host.chunks_missing(live.exchange, list(bits(lost))[:64])
+            if self.orphaned is not None and not reading:
+                reading = self._read_alone(live, lost & ~live.arrived, now, self.orphaned)
+
+    def _read_alone(self, live: Live, wanted: int, now: float, orphaned: Orphaned) -> bool:
+        parts = self._parts
+        rivals = parts.near.unfinished(live)
+        name = live.exchange.name
+        mine = choose(name, wanted, rivals, live.claims, live.chunk_time, now, orphaned, parts.node, parts.rng)
+        if mine is None:
+            return False
+        parts.tell(live, Claim(live.number, mine))
+        parts.host.read_alone(live.exchange, mine)
+        return True
+
+    def _count(self) -> None:
+        sessions = self._parts.torrents.sessions.values()
+        stats, totals = self._parts.stats, [session.counters for session in sessions]
+        stats.bytes_in = sum(total.get("net.recv_payload_bytes", 0) for total in totals)
+        stats.bytes_out = sum(total.get("net.sent_payload_bytes", 0) for total in totals)
+        stats.bytes_redundant = sum(total.get("net.recv_redundant_bytes", 0) for total in totals)
+        for session in sessions:
+            session.post_counters()
