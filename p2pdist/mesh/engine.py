@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
 import structlog
 
@@ -18,9 +17,10 @@ from p2pdist.mesh.control import ControlLink, OpenBlob
 from p2pdist.mesh.decide import Ask, Decisions, Turn
 from p2pdist.mesh.fetching import Fetch, Outbound
 from p2pdist.mesh.knobs import Knobs
+from p2pdist.mesh.neighbours import DIAL, MeshSettings, Neighbours
 from p2pdist.mesh.network import Listener, Network
 from p2pdist.mesh.serving import Inbound
-from p2pdist.mesh.wire import UPGRADE, Alive, AnyFrame, Claim, Close, Have, Head, Open, bitmap, encode, mask, parse_head
+from p2pdist.mesh.wire import AnyFrame, Claim, Close, Have, Head, Open, bitmap, encode, mask
 from p2pdist.protocol.chunks import chunk_range, valid_chunk_size
 from p2pdist.protocol.messages import PeerInfo
 from p2pdist.scope import Scope
@@ -28,21 +28,10 @@ from p2pdist.swarm.attest import from_header
 from p2pdist.swarm.engine import EngineStats, Host
 from p2pdist.swarm.exchange import Exchange
 
+__all__ = ["MeshEngine", "MeshSettings"]
+
 _log = structlog.get_logger("p2pdist.mesh")
-_DIAL = 3.0  # seconds to connect to a peer
 _BAN = 60.0  # seconds that a peer which sent wrong bytes is left alone
-
-
-@dataclass(frozen=True, slots=True)
-class MeshSettings:
-    """Where to listen, and bounds. `advertise`: the host that peers are told, empty: the one they see."""
-
-    host: str = "0.0.0.0"
-    port: int = 0
-    advertise: str = ""
-    max_connections: int = 1024
-    max_links: int = 128
-    max_per_node: int = 16  # data connections from one node
 
 
 class MeshEngine:
@@ -66,15 +55,12 @@ class MeshEngine:
         self._network = network
         self._rng = rng
         self._knobs = knobs or Knobs()
-        self._identify = identify  # node id from a TLS object; None: no TLS, the header is believed
+        self._identify = identify
+        self._near = Neighbours(self, node, network, settings, self._knobs, identify)
         self._decide: Decisions[bytes] = Decisions(rng, self._knobs, node)
         self._exchanges: dict[str, Exchange] = {}
         self._numbers: dict[str, int] = {}
         self._next_number = 1
-        self._links: dict[bytes, ControlLink] = {}
-        self._dialling: set[bytes] = set()
-        self._addresses: dict[bytes, PeerInfo] = {}
-        self._banned: dict[bytes, float] = {}
         self._fetches: dict[tuple[bytes, str, int], Fetch] = {}
         self._idle: dict[bytes, list[Outbound]] = {}
         self._inbound: dict[Inbound, bytes] = {}
@@ -95,6 +81,7 @@ class MeshEngine:
         self._listener: Listener = await self._network.listen(
             lambda: Inbound(self), self.settings.host, self.settings.port
         )
+        self._near.start(self._scope, self._listener.port)
 
     async def stop(self) -> None:
         """Leave all swarms, close every link; nothing of it runs afterwards."""
@@ -104,8 +91,7 @@ class MeshEngine:
             self._ticking = None
         for exchange in list(self._exchanges.values()):
             self.remove(exchange)
-        for link in list(self._links.values()):
-            link.close()
+        self._near.close()
         for connection in list(self._inbound):
             connection.abort()
         for idle in self._idle.values():
@@ -131,7 +117,7 @@ class MeshEngine:
         self._next_number += 1
         self._decide.add_blob(exchange.name, exchange.count, exchange.have)
         exchange.listeners.append(self._proved)
-        for link in self._links.values():
+        for link in self._near.links.values():
             self._open_on(link, exchange)
             for theirs in link.blobs.values():
                 self._meet(link, theirs)
@@ -149,7 +135,7 @@ class MeshEngine:
             if queued[0] is exchange:
                 del self._queued[connection]
                 connection.answer(404, "Not Found")
-        for link in self._links.values():
+        for link in self._near.links.values():
             link.send(Close(number))
 
     def leased(self, exchange: Exchange, index: int) -> bool:
@@ -179,130 +165,49 @@ class MeshEngine:
 
     def link(self, peers: Iterable[PeerInfo]) -> None:
         """Neighbours to connect to, on top of those there are."""
-        now = self._loop.time()
-        for peer in peers:
-            self._addresses[peer.node] = peer
-            busy = peer.node in self._links or peer.node in self._dialling or peer.node == self._node
-            if busy or self._is_banned(peer.node, now) or len(self._links) >= self.settings.max_links:
-                continue
-            self._dialling.add(peer.node)
-            self._scope.spawn(self._dial(peer))
+        self._near.dial(peers)
 
-    async def _dial(self, peer: PeerInfo) -> None:
-        greeting = _Greeting(self._link_head())
-        try:
-            async with asyncio.timeout(_DIAL):
-                transport = await self._network.connect(lambda: greeting, peer.host, peer.port)
-                head, rest = await greeting.answered
-            node = self._node_of(transport.get_extra_info("ssl_object"), head)
-            if head.status != 101 or node != peer.node:
-                transport.abort()
-                return
-            self._linked(transport, ControlLink(self, peer, dialled=True, now=self._loop.time()), rest)
-        except (OSError, TimeoutError, ProtocolError) as error:
-            _log.debug("peer not reached", host=peer.host, port=peer.port, error=str(error))
-        finally:
-            greeting.close()
-            self._dialling.discard(peer.node)
+    def links(self) -> list[PeerInfo]:
+        """The neighbours there are."""
+        return [self._near.addresses[node] for node in self._near.links]
 
-    def _link_head(self) -> str:
-        return (
-            f"GET /v1/link HTTP/1.1\r\nHost: peer\r\nConnection: Upgrade\r\nUpgrade: {UPGRADE}\r\n"
-            f"P2pdist-Node: {self._node.hex()}\r\nP2pdist-Port: {self.port}\r\n"
-            f"P2pdist-Host: {self.settings.advertise}\r\n\r\n"
-        )
-
-    def _node_of(self, tls: object | None, head: Head) -> bytes:
-        if self._identify is not None:
-            return (self._identify(tls) if tls is not None else None) or b""
-        text = head.headers.get("p2pdist-node", "")
-        try:
-            node = bytes.fromhex(text)
-        except ValueError:
-            return b""
-        return node if len(node) == 32 else b""
+    def ban(self, peer: bytes, seconds: float) -> None:
+        """Drop its links and refuse new ones for a while."""
+        self._near.ban(peer, seconds)
+        for connection, node in list(self._inbound.items()):
+            if node == peer:
+                connection.abort()
 
     def upgrade(self, connection: Inbound, head: Head) -> None:
         """A neighbour wants a control link on this connection."""
-        now = self._loop.time()
-        node = self._node_of(connection.tls, head)
-        if head.headers.get("upgrade") != UPGRADE or not node or node == self._node or self._is_banned(node, now):
-            connection.answer(403, "Forbidden", close=True)
-            return
-        existing = self._links.get(node)
-        if existing is None and len(self._links) >= self.settings.max_links:
-            connection.answer(503, "Service Unavailable", close=True)
-            return
-        if existing is not None and existing.dialled and self._node < node and now - existing.heard < self._knobs.stall:
-            connection.answer(409, "Conflict", close=True)  # both dialled: the smaller node's connection stays
-            return
-        host = head.headers.get("p2pdist-host") or connection.address
-        peer = PeerInfo(node, host[:255], head.number("p2pdist-port") & 0xFFFF)
-        self._addresses.setdefault(node, peer)
-        lines = f"Connection: Upgrade\r\nUpgrade: {UPGRADE}\r\nP2pdist-Node: {self._node.hex()}\r\n"
-        transport = connection.take_over(lines)
-        self._inbound.pop(connection, None)
-        if transport is not None:
-            self._linked(transport, ControlLink(self, peer, dialled=False, now=now), connection.leftover)
+        self._near.upgrade(connection, head)
+        if connection.taken_over:
+            self._inbound.pop(connection, None)
 
-    def _linked(self, transport: asyncio.Transport, link: ControlLink, rest: bytes) -> None:
-        node = link.peer.node
-        old = self._links.get(node)
-        if old is not None:
-            if link.dialled and not old.dialled and node < self._node:
-                transport.abort()
-                return
-            self._links.pop(node)
-            self._cancel(self._decide.link_down(node))
-            old.close()
-        self._links[node] = link
-        link.attach(transport)
-        self._decide.link_up(node)
+    def link_up(self, link: ControlLink) -> None:
+        """A link is open."""
+        self._decide.link_up(link.peer.node)
         for exchange in self._exchanges.values():
             self._open_on(link, exchange)
         self._tick_soon()
-        if rest:
-            link.data_received(rest)
 
-    def _open_on(self, link: ControlLink, exchange: Exchange) -> None:
-        number = self._numbers[exchange.name]
-        have = bitmap(exchange.have, exchange.count)
-        link.send(Open(number, exchange.name, exchange.size, exchange.chunk_size, have))
-
-    def link_lost(self, link: ControlLink, why: Exception | None) -> None:
-        """The link is closed."""
-        node = link.peer.node
-        if self._links.get(node) is not link:
-            return
-        del self._links[node]
-        if why is not None:
-            _log.debug("link lost", peer=node.hex()[:12], error=str(why))
+    def link_down(self, node: bytes) -> None:
+        """It is closed."""
         self._cancel(self._decide.link_down(node))
         for outbound in self._idle.pop(node, []):
             outbound.close()
         self._pump()
         self._tick_soon()
 
-    def links(self) -> list[PeerInfo]:
-        """The neighbours there are."""
-        return [self._addresses[node] for node in self._links if node in self._addresses]
+    def link_dead(self, node: bytes) -> None:
+        """It was closed because nothing came any more."""
+        self.stats.stalls += 1
+        self._host.peer_dead(node)
 
-    def ban(self, peer: bytes, seconds: float) -> None:
-        """Drop its links and refuse new ones for a while."""
-        self._banned[peer] = self._loop.time() + seconds
-        link = self._links.get(peer)
-        if link is not None:
-            link.close(PeerError("banned", peer=peer.hex()))
-        for connection, node in list(self._inbound.items()):
-            if node == peer:
-                connection.abort()
-
-    def _is_banned(self, peer: bytes, now: float) -> bool:
-        until = self._banned.get(peer)
-        if until is not None and until <= now:
-            del self._banned[peer]
-            return False
-        return until is not None
+    def _open_on(self, link: ControlLink, exchange: Exchange) -> None:
+        number = self._numbers[exchange.name]
+        have = bitmap(exchange.have, exchange.count)
+        link.send(Open(number, exchange.name, exchange.size, exchange.chunk_size, have))
 
     def link_frame(self, link: ControlLink, frame: AnyFrame) -> None:
         """A frame came."""
@@ -359,7 +264,7 @@ class MeshEngine:
         )
         data = encode(frame)
         for peer in peers:
-            self._links[peer].send_encoded(data)
+            self._near.links[peer].send_encoded(data)
 
     # --- fetching ------------------------------------------------------------------------------------------------
 
@@ -394,9 +299,9 @@ class MeshEngine:
 
     async def _connect(self, fetch: Fetch) -> None:
         outbound = Outbound(self)
-        peer = self._addresses[fetch.ask.peer]
+        peer = self._near.addresses[fetch.ask.peer]
         try:
-            async with asyncio.timeout(_DIAL):
+            async with asyncio.timeout(DIAL):
                 await self._network.connect(lambda: outbound, peer.host, peer.port)
             self._check_identity(outbound, fetch.ask.peer)
         except (OSError, TimeoutError, PeerError) as error:
@@ -456,7 +361,7 @@ class MeshEngine:
         ask, receiver, outbound = fetch.ask, fetch.receiver, fetch.connection
         if not self._forget_fetch(fetch) or receiver is None:
             return
-        if outbound is not None and ask.peer in self._links:
+        if outbound is not None and ask.peer in self._near.links:
             self._idle.setdefault(ask.peer, []).append(outbound)
         elif outbound is not None:
             outbound.close()
@@ -501,7 +406,7 @@ class MeshEngine:
             fetch.exchange.broken(why)
         elif isinstance(why, (PeerError, ProtocolError, ValueError)) and fetch.receiver is not None:
             self._refused(fetch, why)
-        if fetch.connection is not None and fetch.connection.usable and fetch.ask.peer in self._links:
+        if fetch.connection is not None and fetch.connection.usable and fetch.ask.peer in self._near.links:
             self._idle.setdefault(fetch.ask.peer, []).append(fetch.connection)
         self._pump()
 
@@ -529,8 +434,8 @@ class MeshEngine:
 
     def chunk_request(self, connection: Inbound, head: Head, digest: str, span: tuple[int, int]) -> None:
         """A request for a range; answered now or later."""
-        node = self._node_of(connection.tls, head)
-        if not node or self._is_banned(node, self._loop.time()):
+        node = self._near.node_of(connection.tls, head)
+        if not node or self._near.is_banned(node, self._loop.time()):
             connection.answer(403, "Forbidden", close=True)
             return
         if self._inbound.get(connection) != node:
@@ -589,37 +494,22 @@ class MeshEngine:
         unfinished = any(exchange.have != exchange.full for exchange in self._exchanges.values())
         if unfinished:
             self._look_for_more(now)
-        self._look_after_links(now)
-        if self._links or unfinished or self._fetches:
+        self._near.look_after(now)
+        if self._near.links or unfinished or self._fetches:
             pause = self._knobs.tick if unfinished or self._fetches else self._knobs.alive
             self._ticking = self._loop.call_later(pause, self._tick)
-
-    def _look_after_links(self, now: float) -> None:
-        """Say that we live, drop who does not, and let go of links that nobody uses."""
-        for link in list(self._links.values()):
-            if now - link.heard > self._knobs.silent:
-                self._drop_dead(link, f"silent for {now - link.heard:.1f} s")
-            elif now - link.used > self._knobs.idle:
-                link.close()
-            elif now - link.said >= self._knobs.alive:
-                link.send(Alive())
-
-    def _drop_dead(self, link: ControlLink, why: str) -> None:
-        self.stats.stalls += 1
-        link.close(PeerError(why, peer=link.peer.node.hex()))
-        self._host.peer_dead(link.peer.node)
 
     def _stalled(self, ask: Ask[bytes], now: float) -> None:
         fetch = self._fetches.get((ask.peer, ask.blob, ask.index))
         if fetch is None:
             return
         self._abandon(fetch, self._knobs.stall)
-        link = self._links.get(ask.peer)
+        link = self._near.links.get(ask.peer)
         if link is not None:
-            self._drop_dead(link, f"a transfer brought nothing for {self._knobs.stall} s")
+            self._near.drop_dead(link, f"a transfer brought nothing for {self._knobs.stall} s")
 
     def _look_for_more(self, now: float) -> None:
-        if len(self._links) < self._knobs.few and now - self._asked_more > 1.0:
+        if len(self._near.links) < self._knobs.few and now - self._asked_more > 1.0:
             self._asked_more = now
             self._host.neighbours_wanted(self._knobs.degree // 2)
         for blob, indexes in self._decide.missing(now).items():
@@ -630,42 +520,6 @@ class MeshEngine:
             if own is not None:
                 blob, index = own
                 exchange = self._exchanges[blob]
-                for link in self._links.values():
+                for link in self._near.links.values():
                     link.send(Claim(self._numbers[blob], index))
                 self._host.read_alone(exchange, index)
-
-
-class _Greeting(asyncio.Protocol):
-    """Sends the upgrade request and waits for the head of the answer."""
-
-    def __init__(self, request: str) -> None:
-        self.answered: asyncio.Future[tuple[Head, bytes]] = asyncio.get_running_loop().create_future()
-        self._request = request
-        self._buffer = bytearray()
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvloop's is no subclass
-        transport.write(self._request.encode("ascii"))
-
-    def data_received(self, data: bytes) -> None:
-        if self.answered.done():
-            self._buffer += data
-            return
-        self._buffer += data
-        end = self._buffer.find(b"\r\n\r\n")
-        if end < 0 and len(self._buffer) <= 8192:
-            return
-        try:
-            self.answered.set_result((parse_head(bytes(self._buffer[: max(end, 0)])), bytes(self._buffer[end + 4 :])))
-        except ProtocolError as error:
-            self.answered.set_exception(error)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        if not self.answered.done():
-            self.answered.set_exception(exc or ConnectionResetError("the peer closed the connection"))
-
-    def close(self) -> None:
-        """Nobody waits any more."""
-        if not self.answered.done():
-            self.answered.cancel()
-        elif not self.answered.cancelled():
-            self.answered.exception()

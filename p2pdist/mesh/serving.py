@@ -117,6 +117,11 @@ class Inbound(asyncio.Protocol):
         else:
             self.answer(404, "Not Found")
 
+    @property
+    def taken_over(self) -> bool:
+        """It is a control link now, or closed."""
+        return self._transport is None
+
     def take_over(self, lines: str) -> asyncio.Transport | None:
         """Answer 101 with these header lines and hand the connection out. None: it is closed."""
         if self._transport is None:
