@@ -46,7 +46,7 @@ def measure(directory: Path, size: int, pulls: int) -> dict[str, object]:
         digest = _push(registry_port, size)
         beside = Path(sys.executable).parent
         config = directory / "tracker.toml"
-        config.write_text(f'host = "127.0.0.1"\nport = {tracker_port}\n')
+        config.write_text(f'host = "127.0.0.1"\nport = {tracker_port}\ninsecure = true\n')
         tracker = [str(beside / "p2pdist-tracker"), "--config", str(config)]
         stack.enter_context(_program(tracker, directory / "tracker.log"))
         _wait_for(tracker_port)
@@ -101,6 +101,8 @@ host = "127.0.0.1"
 port = {peer}
 [tracker]
 urls = ["http://127.0.0.1:{tracker}"]
+[cluster]
+insecure = true
 [[registries]]
 name = "127.0.0.1:{registry}"
 url = "http://127.0.0.1:{registry}"

@@ -39,7 +39,7 @@ class TrackerSettings:
         "where the cluster's keys, join tokens and bans are kept; empty: new keys at every start, nothing is kept",
     )
     insecure: bool = option(
-        True,
+        False,
         "neither encryption nor certificates: whoever reaches the tracker is a member; for closed test networks only",
     )
     authority_directory: str = option(

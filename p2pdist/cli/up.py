@@ -19,6 +19,8 @@ from p2pdist.cli.running import run_server
 from p2pdist.config import AgentConfig, RegistryConfig, load_agent
 from p2pdist.errors import ConfigError
 
+_TOKEN_SECONDS = 86_400.0  # for the other nodes: until tomorrow; a start prints a new one
+_OWN_TOKEN_SECONDS = 600.0
 _NOWHERE = ("192.0.2.1", 9)  # TEST-NET-1 (RFC 5737): asked for the way there, never sent to
 
 
@@ -43,6 +45,12 @@ def up(
     address: Annotated[
         str | None, typer.Option("--address", help="Where other nodes reach this one, if what is found is wrong.")
     ] = None,
+    token: Annotated[
+        str | None, typer.Option("--token", help="Join token that the first node printed; needed once.")
+    ] = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="No encryption, no certificates, on every node: closed networks only.")
+    ] = False,
 ) -> None:
     """Run a node with sensible defaults, and say what to tell the container daemons.
 
@@ -53,7 +61,10 @@ def up(
     config = _with(config, "--port", "mirror", port=port)
     config = _with(config, "--peer-port", "peer", port=peer_port)
     config = _with(config, "--address", "peer", advertise_host=address)
-    config = _with(config, "--join", "tracker", urls=(join or f"http://127.0.0.1:{tracker_port}",))
+    config = _with(config, "--insecure", "cluster", insecure=insecure or None)
+    config = _with(config, "--token", "cluster", token=token)
+    scheme = "http" if config.cluster.insecure else "https"
+    config = _with(config, "--join", "tracker", urls=(join or f"{scheme}://127.0.0.1:{tracker_port}",))
     if join is None and config.peer.advertise_host is None:  # the tracker here would see 127.0.0.1
         config = _with(config, "--address", "peer", advertise_host=own_address())
     added = [_registry(text) for text in registry or []]
@@ -84,16 +95,28 @@ async def _serve(config: AgentConfig, stop: asyncio.Event, tracker_port: int | N
     from p2pdist.agent import Agent  # here: only a process that runs them loads the whole of agent and tracker
     from tracker.app import RunningTracker, TrackerSettings
 
+    others = ""
     async with AsyncExitStack() as stack:
         if tracker_port is not None:
-            directory = str(config.node.data_dir / "tracker")
-            settings = TrackerSettings(host="0.0.0.0", port=tracker_port, data_directory=directory)
-            await stack.enter_async_context(RunningTracker(settings))
-        await Agent(config).run(lambda _: typer.echo(welcome(config, tracker_port)), stop)
+            settings = TrackerSettings(
+                host="0.0.0.0",
+                port=tracker_port,
+                data_directory=str(config.node.data_dir / "tracker"),
+                insecure=config.cluster.insecure,
+            )
+            tracker = await stack.enter_async_context(RunningTracker(settings))
+            if not config.cluster.insecure:
+                others = tracker.new_token(_TOKEN_SECONDS)
+                own = replace(config.cluster, token=tracker.new_token(_OWN_TOKEN_SECONDS, 1), token_file=None)
+                config = replace(config, cluster=own)
+        await Agent(config).run(lambda _: typer.echo(welcome(config, tracker_port, others)), stop)
 
 
-def welcome(config: AgentConfig, tracker_port: int | None) -> str:
-    """What stands on the terminal once the node is ready. `tracker_port`: of the tracker in this process, if any."""
+def welcome(config: AgentConfig, tracker_port: int | None, token: str = "") -> str:
+    """What stands on the terminal once the node is ready.
+
+    `tracker_port`: of the tracker in this process, if any; `token`: with which other nodes become members.
+    """
     mirror = f"{config.mirror.host}:{config.mirror.port}"
     names = [registry.name for registry in config.registries]
     lines = [f"This node mirrors {', '.join(names)} at http://{mirror}, and keeps its data in {config.node.data_dir}."]
@@ -109,11 +132,17 @@ def welcome(config: AgentConfig, tracker_port: int | None) -> str:
     lines.append("")
     if tracker_port is None:
         lines.append(f"It works with the nodes of the tracker at {', '.join(config.tracker.urls)}.")
+    elif config.cluster.insecure:
+        lines += [
+            "On every other node (connections are neither encrypted nor authenticated: closed networks only):",
+            "",
+            f"    p2pdist up --insecure --join http://{config.peer.advertise_host}:{tracker_port}",
+        ]
     else:
         lines += [
-            "On every other node (connections are neither encrypted nor authenticated yet: closed networks only):",
+            "On every other node (the token makes it a member, and is good for a day; keep it from others):",
             "",
-            f"    p2pdist up --join http://{config.peer.advertise_host}:{tracker_port}",
+            f"    p2pdist up --join https://{config.peer.advertise_host}:{tracker_port} --token {token}",
         ]
     return "\n".join(["", *lines, "", "Ctrl-C stops it; the daemons then ask the registries themselves.", ""])
 

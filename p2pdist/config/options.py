@@ -147,7 +147,7 @@ class ClusterConfig(Section):
 
     insecure: bool = _option(
         v.FLAG,
-        True,
+        False,
         "Neither encryption nor certificates, towards other nodes and trackers: whoever reaches the ports is a member. "
         "For closed test networks; the tracker must be set the same.",
     )

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from p2pdist.cli.daemons import snippets
 from p2pdist.cli.up import own_address, welcome
-from p2pdist.config import AgentConfig, PeerConfig, TrackerConfig
+from p2pdist.config import AgentConfig, ClusterConfig, PeerConfig, TrackerConfig
 
 
 def test_the_welcome_has_every_snippet_whole():
@@ -17,15 +17,22 @@ def test_the_welcome_has_every_snippet_whole():
         assert "\n".join(f"    {line}".rstrip() for line in snippet.text.split("\n")) in text
 
 
-def test_the_first_node_says_how_the_others_join_and_that_the_network_must_be_closed():
-    text = welcome(replace(AgentConfig(), peer=PeerConfig(advertise_host="10.1.2.3")), 7171)
-    assert "p2pdist up --join http://10.1.2.3:7171" in text
+def test_the_first_node_says_how_the_others_join():
+    text = welcome(replace(AgentConfig(), peer=PeerConfig(advertise_host="10.1.2.3")), 7171, "p2pdist1.a.b")
+    assert "p2pdist up --join https://10.1.2.3:7171 --token p2pdist1.a.b\n" in text
+    assert "closed networks" not in text
+
+
+def test_an_insecure_first_node_says_that_the_network_must_be_closed():
+    config = replace(AgentConfig(), peer=PeerConfig(advertise_host="10.1.2.3"), cluster=ClusterConfig(insecure=True))
+    text = welcome(config, 7171)
+    assert "p2pdist up --insecure --join http://10.1.2.3:7171\n" in text
     assert "closed networks only" in text
 
 
 def test_a_joined_node_names_its_tracker():
-    text = welcome(replace(AgentConfig(), tracker=TrackerConfig(urls=("http://10.1.2.3:7070",))), None)
-    assert "http://10.1.2.3:7070" in text
+    text = welcome(replace(AgentConfig(), tracker=TrackerConfig(urls=("https://10.1.2.3:7070",))), None)
+    assert "https://10.1.2.3:7070" in text
     assert "--join" not in text
 
 

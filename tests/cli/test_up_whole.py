@@ -77,8 +77,10 @@ async def test_two_nodes_with_nothing_configured_share_one_copy(up, tmp_path):
         upstream = f"registry.demo={server.make_url('')}"
         tracker_port = free_port("127.0.0.1", 0)
         first = await up("--registry", upstream, "--address", "127.0.0.1", "--tracker-port", tracker_port)
-        assert f"p2pdist up --join http://127.0.0.1:{tracker_port}" in first.said
-        second = await up("--registry", upstream, "--join", f"http://127.0.0.1:{tracker_port}")
+        line = next(line for line in first.said.splitlines() if "--join" in line)
+        joining = line.split()[2:]
+        assert joining[:2] == ["--join", f"https://127.0.0.1:{tracker_port}"]
+        second = await up("--registry", upstream, *joining)
 
         for node in (first, second):
             pull = await pulled(node)

@@ -44,10 +44,10 @@ def test_a_variable_wins_over_the_file(load):
     [
         (
             "P2PDIST_TRACKER_URLS",
-            "http://a:7070, https://b:7070/",
+            "https://a:7070, https://b:7070/",
             "tracker",
             "urls",
-            ("http://a:7070", "https://b:7070"),
+            ("https://a:7070", "https://b:7070"),
         ),
         ("P2PDIST_TRACKER_URLS", "", "tracker", "urls", ()),
         ("P2PDIST_UPSTREAM_ALLOW_ANY", "yes", "upstream", "allow_any", True),

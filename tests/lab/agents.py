@@ -28,7 +28,7 @@ class Tracker:
         self.host = host
         self.url = f"http://{host.address}:{TRACKER_PORT}"
         self._lab = lab
-        tables: dict[str, dict[str, object]] = {"": {"host": "0.0.0.0", "port": TRACKER_PORT}}
+        tables: dict[str, dict[str, object]] = {"": {"host": "0.0.0.0", "port": TRACKER_PORT, "insecure": True}}
         self._config = lab.directory / f"{host.name}.toml"
         self._config.write_text(toml(merge(tables, extra or {})))
         self.process = self._start()
@@ -78,6 +78,7 @@ class Agent:
             "mirror": {"port": MIRROR_PORT},
             "peer": {"port": PEER_PORT},
             "tracker": {"urls": list(trackers)},
+            "cluster": {"insecure": True},
         }
         rows = [{"name": name, "url": url} for name, url in registries.items()]
         self._config = lab.directory / f"agent-{host.name}.toml"

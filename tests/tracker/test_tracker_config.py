@@ -159,7 +159,7 @@ def test_a_bad_configuration_ends_the_program_with_a_clear_word(tmp_path: Path) 
 
 
 async def test_the_program_runs_and_sigterm_stops_it_cleanly(tmp_path: Path) -> None:
-    config = written(tmp_path, f'port = 0\ndata_directory = "{tmp_path / "data"}"\n')
+    config = written(tmp_path, f'port = 0\ninsecure = true\ndata_directory = "{tmp_path / "data"}"\n')
     environment = {key: value for key, value in os.environ.items() if not key.startswith("P2PDIST_")}
     program = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "tracker", "--config", str(config),

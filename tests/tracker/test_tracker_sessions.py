@@ -23,7 +23,10 @@ from tracker.sessions import Door, Members, Session
 
 @asynccontextmanager
 async def tracker(**settings: Any):
-    async with RunningTracker(TrackerSettings(port=0, **settings)) as running, aiohttp.ClientSession() as http:
+    async with (
+        RunningTracker(TrackerSettings(port=0, insecure=True, **settings)) as running,
+        aiohttp.ClientSession() as http,
+    ):
         running.http = http
         yield running
 
@@ -258,7 +261,7 @@ async def test_an_agent_that_names_no_host_is_reached_where_it_comes_from() -> N
 
 
 async def test_stopping_closes_sessions() -> None:
-    async with aiohttp.ClientSession() as http, RunningTracker(TrackerSettings(port=0)) as running:
+    async with aiohttp.ClientSession() as http, RunningTracker(TrackerSettings(port=0, insecure=True)) as running:
         running.http = http
         async with member(running) as agent:
             await asyncio.gather(running.__aexit__(None, None, None), agent.frame())
@@ -296,7 +299,7 @@ async def test_health_metrics_and_status() -> None:
 async def test_an_address_in_use_is_an_error_that_names_it() -> None:
     async with tracker() as running:
         with pytest.raises(OperationError, match=str(running.port)):
-            async with RunningTracker(TrackerSettings(port=running.port)):
+            async with RunningTracker(TrackerSettings(port=running.port, insecure=True)):
                 pass
 
 

@@ -394,7 +394,7 @@ async def test_cancelling_says_goodbye_and_leaves_nothing_behind() -> None:
 
 
 async def test_with_the_real_tracker_two_agents_find_each_other_and_ask_once() -> None:
-    real = RunningTracker(TrackerSettings(port=0))
+    real = RunningTracker(TrackerSettings(port=0, insecure=True))
     async with real as tracker, running(tracker.url) as first, running(tracker.url) as second:
         await first.hear(wire.Welcome)
         await second.hear(wire.Welcome)
@@ -413,13 +413,13 @@ async def test_with_the_real_tracker_two_agents_find_each_other_and_ask_once() -
 
 
 async def test_agents_come_back_to_a_tracker_that_restarts_on_its_port() -> None:
-    async with RunningTracker(TrackerSettings(port=0)) as tracker:
+    async with RunningTracker(TrackerSettings(port=0, insecure=True)) as tracker:
         port = tracker.port
         agent = Agent(tracker.url)
         task = asyncio.get_running_loop().create_task(agent.client.run())
         await agent.hear(wire.Welcome)
     agent.gate = asyncio.Event()
-    async with RunningTracker(TrackerSettings(port=port)):
+    async with RunningTracker(TrackerSettings(port=port, insecure=True)):
         agent.gate.set()
         await agent.hear(wire.Welcome)
         task.cancel()

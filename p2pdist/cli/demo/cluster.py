@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -94,12 +95,23 @@ async def started_cluster(directory: Path, image: DemoImage, count: int) -> Asyn
 
         tracker_port = free_port(_LOOPBACK, _TRACKER_PORT)
         tracker_config = directory / "tracker.toml"
-        tracker_config.write_text(toml({"host": _LOOPBACK, "port": tracker_port}))
+        tracker_data = str(directory / "tracker-data")
+        tracker_config.write_text(
+            toml({"host": _LOOPBACK, "port": tracker_port, "data_directory": tracker_data, "insecure": False})
+        )
+        maker = await start(
+            "token", "-m", "tracker", "token", "create", "--config", str(tracker_config), read_stdout=True
+        )
+        token = await maker.first_line(_START_SECONDS)
+        children.remove(maker)  # it has ended, and is not to be stopped
+        # Only asked for its health; the agents check its certificate.
+        anyone = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        anyone.check_hostname, anyone.verify_mode = False, ssl.CERT_NONE
         tracker = await start("tracker", "-m", "tracker", "--config", str(tracker_config))
 
         async def tracker_answers() -> bool:
             try:
-                async with http.get(f"http://{_LOOPBACK}:{tracker_port}/healthz") as answer:
+                async with http.get(f"https://{_LOOPBACK}:{tracker_port}/healthz", ssl=anyone) as answer:
                     return answer.status == 200
             except (aiohttp.ClientError, TimeoutError):
                 return False
@@ -117,7 +129,8 @@ async def started_cluster(directory: Path, image: DemoImage, count: int) -> Asyn
                         "node": {"name": name, "data_dir": str(directory / name), "max_store_bytes": 0},
                         "mirror": {"host": host, "port": mirror_port},
                         "peer": {"host": host, "port": free_port(host, _PEER_PORT), "advertise_host": host},
-                        "tracker": {"urls": [f"http://{_LOOPBACK}:{tracker_port}"]},
+                        "tracker": {"urls": [f"https://{_LOOPBACK}:{tracker_port}"]},
+                        "cluster": {"insecure": False, "token": token},
                         "registries": [{"name": REGISTRY, "url": upstream}],
                         "admin": {"socket": str(admin)},
                         "log": {"format": "text"},
