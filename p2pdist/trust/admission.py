@@ -30,6 +30,12 @@ class Gate(Protocol):
         """Return if a blob of this repository may be served; else PolicyError."""
         ...
 
+    async def prefetch(
+        self, repository: Repository, target: str, digest: Digest, *, authorization: str | None = None
+    ) -> None:
+        """Fetch what signs `digest` ahead, while its manifest is being fetched. Raises nothing."""
+        ...
+
 
 class OpenGate:
     """What `enforcement = "off"` is: everything passes. Has the life of a TrustGate, and says in status what it is."""
