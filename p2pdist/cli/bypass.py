@@ -49,8 +49,11 @@ class Daemon(Protocol):
     def name(self) -> str:
         """What people call it."""
 
-    def has(self, image: str) -> Sequence[str]:
-        """The command that prints something, with status 0, where the daemon has it."""
+    def look(self, image: str) -> Sequence[str]:
+        """The command that tells whether the daemon has it."""
+
+    def has(self, looked: Ran) -> bool | None:
+        """What that command told; None: the daemon does not answer."""
 
     def pull(self, image: str) -> Sequence[str]:
         """The command that pulls it."""
@@ -67,9 +70,15 @@ class Dockerd:
 
     name = "docker"
 
-    def has(self, image: str) -> Sequence[str]:
+    def look(self, image: str) -> Sequence[str]:
         """See Daemon."""
-        return ["docker", "image", "ls", "--quiet", image]
+        return ["docker", "image", "inspect", "--format", "{{.Id}}", image]  # `ls` doesn't know docker.io/... as a name
+
+    def has(self, looked: Ran) -> bool | None:
+        """See Daemon."""
+        if looked.status == 0:
+            return True
+        return False if "no such image" in looked.output.lower() else None
 
     def pull(self, image: str) -> Sequence[str]:
         """See Daemon."""
@@ -93,9 +102,13 @@ class Containerd:
     hosts_dir: Path
     name: str = "containerd"
 
-    def has(self, image: str) -> Sequence[str]:
+    def look(self, image: str) -> Sequence[str]:
         """See Daemon."""
         return ["ctr", "images", "ls", "--quiet", f"name=={image}"]
+
+    def has(self, looked: Ran) -> bool | None:
+        """See Daemon."""
+        return bool(looked.output.strip()) if looked.status == 0 else None
 
     def pull(self, image: str) -> Sequence[str]:
         """See Daemon."""
@@ -128,17 +141,15 @@ async def check_bypass(config: AgentConfig, daemon: Daemon, image: Reference, ti
         return unfit
     before = await _refused(config)
     try:
-        held = await _run(daemon.has(str(image)), _SECONDS)
-        if held.status != 0:
-            detail = f"{daemon.name} does not answer: {held.last}"
+        looked = await _run(daemon.look(str(image)), _SECONDS)
+        had = daemon.has(looked)
+        if had is None:
+            detail = f"{daemon.name} does not answer: {looked.last}"
             return Finding(_CHECK, State.FAILED, detail, "start it, or say where it is (see --help); mind the user")
         pulled = await _run(daemon.pull(str(image)), timeout)
         asked = await _refused(config) > before
-        clean = (
-            pulled.status != 0
-            or bool(held.output.strip())
-            or (await _run(daemon.remove(str(image)), _SECONDS)).status == 0
-        )
+        came = pulled.status == 0 and not had
+        clean = not came or (await _run(daemon.remove(str(image)), _SECONDS)).status == 0
     except FileNotFoundError as error:
         remedy = "run this where the daemon's own command line is"
         return Finding(_CHECK, State.FAILED, f"{error.filename} is not installed here", remedy)

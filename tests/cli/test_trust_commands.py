@@ -241,6 +241,7 @@ def tools(tmp_path, monkeypatch):
 echo "$(basename "$0") $*" >> {tmp_path}/asked
 case "$*" in
   *pull*) exec {sys.executable} {tmp_path}/pull.py ;;
+  *inspect*|*" ls "*) cat {tmp_path}/had; if [ "$1 $2" = "image inspect" ]; then grep -q sha256 {tmp_path}/had; fi ;;
 esac
 """
     for name in ("docker", "ctr"):
@@ -248,8 +249,9 @@ esac
         (directory / name).chmod(stat.S_IRWXU)
     monkeypatch.setenv("PATH", f"{directory}{os.pathsep}{os.environ['PATH']}")
 
-    def pull(url: str | None, status: int, says: str) -> None:
-        """The daemon asks `url` first, if any."""
+    def pull(url: str | None, status: int, says: str, *, had: str | None = None) -> None:
+        """The daemon asks `url` first, if any. `had`: what it says of the image before; by itself, that it is new."""
+        (tmp_path / "had").write_text(had if had is not None else "")
         ask = "" if url is None else f"try: urllib.request.urlopen({url!r})\nexcept urllib.error.HTTPError: pass\n"
         (tmp_path / "pull.py").write_text(f"import sys, urllib.request\n{ask}print({says!r})\nsys.exit({status})\n")
         (tmp_path / "asked").write_text("")
@@ -351,13 +353,16 @@ async def test_doctor_finds_a_policy_that_is_wrong_or_not_the_one_in_force(run, 
         assert (found["state"], found["remedy"]) == ("failed", "restart the agent"), "the file says off, it enforces"
 
 
+NEW = {"docker": "Error: No such image: x", "containerd": ""}
+
+
 @pytest.mark.parametrize(("daemon", "tool"), [("docker", "docker"), ("containerd", "ctr")])
 async def test_doctor_reports_a_daemon_that_got_a_refused_image_and_removes_it(run, tmp_path, key, tools, daemon, tool):
     async with FakeRegistry() as registry, Fleet(tmp_path, registry) as fleet:
         registry.add_image("app/a", "1", [noise(2000)])
         node, config = await start(fleet, tmp_path, key)
         name = f"{registry.name}/app/a:1"
-        tools(node.url + fleet.path("manifests", "1"), 0, "Status: Downloaded newer image")
+        tools(node.url + fleet.path("manifests", "1"), 0, "Status: Downloaded newer image", had=NEW[daemon])
         arguments = ("doctor", "--config", config, "--daemon", daemon, "--image", name)
         status, out, _ = await asyncio.to_thread(run, *arguments, "--json")
         found = by_check(out)["way round the agent"]
@@ -367,6 +372,28 @@ async def test_doctor_reports_a_daemon_that_got_a_refused_image_and_removes_it(r
         assert has.startswith(tool) and " pull " in pull and re.search(r"\brm\b.*" + re.escape(name), remove)
         status, out, _ = await asyncio.to_thread(run, *arguments)
         assert "what to do:  dockerd asks" in out or "what to do:  put server" in out
+
+
+@pytest.mark.parametrize(("daemon", "had"), [("docker", "sha256:00"), ("containerd", "registry/app/a:1")])
+async def test_doctor_removes_no_image_that_the_daemon_had_before(run, tmp_path, key, tools, daemon, had):
+    async with FakeRegistry() as registry, Fleet(tmp_path, registry) as fleet:
+        registry.add_image("app/a", "1", [noise(2000)])
+        node, config = await start(fleet, tmp_path, key)
+        tools(node.url + fleet.path("manifests", "1"), 0, "Status: Image is up to date", had=had)
+        arguments = ("--daemon", daemon, "--image", f"{registry.name}/app/a:1")
+        status, out, _ = await asyncio.to_thread(run, "doctor", "--config", config, *arguments)
+        assert status == 1 and "after the agent had refused it" in out
+        assert len(tools.asked()) == 2 and not any(re.search(r"\brm\b", one) for one in tools.asked())
+
+
+async def test_doctor_says_when_the_daemon_does_not_answer(run, tmp_path, key, tools):
+    async with FakeRegistry() as registry, Fleet(tmp_path, registry) as fleet:
+        registry.add_image("app/a", "1", [noise(2000)])
+        _, config = await start(fleet, tmp_path, key)
+        tools(None, 0, "", had="Cannot connect to the Docker daemon")
+        arguments = ("--daemon", "docker", "--image", f"{registry.name}/app/a:1")
+        status, out, _ = await asyncio.to_thread(run, "doctor", "--config", config, *arguments)
+        assert status == 1 and "does not answer: Cannot connect" in out and len(tools.asked()) == 1
 
 
 async def test_doctor_is_content_where_the_daemon_took_no_for_an_answer(run, tmp_path, key, tools):
@@ -383,13 +410,13 @@ async def test_doctor_is_content_where_the_daemon_took_no_for_an_answer(run, tmp
             f"{registry.name}/app/a:1",
             "--json",
         )
-        tools(node.url + fleet.path("manifests", "1"), 1, "denied: policy refuses it")
+        tools(node.url + fleet.path("manifests", "1"), 1, "denied: policy refuses it", had=NEW["docker"])
         status, out, _ = await asyncio.to_thread(run, *arguments)
         found = by_check(out)["way round the agent"]
         assert (status, found["state"]) == (0, "ok") and "denied: policy refuses it" in found["detail"]
         assert len(tools.asked()) == 2, "nothing is removed"
 
-        tools(None, 1, "no such host")
+        tools(None, 1, "no such host", had=NEW["docker"])
         status, out, _ = await asyncio.to_thread(run, *arguments)
         found = by_check(out)["way round the agent"]
         assert (status, found["state"]) == (1, "failed"), "it failed for another reason: that proves nothing"

@@ -10,7 +10,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from lab.net import Host
 from lab.process import Process, wait_until
 from lab.registry import Registry
 
+from p2pdist.cli.bypass import Dockerd, Ran
 from p2pdist.oci import OCI_MANIFEST, Digest, parse_manifest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "trust"))
@@ -48,20 +49,19 @@ class Policy:
     """A policy file: every team's namespace has the team's key, all else is refused. The agent sees each change."""
 
     path: Path
-    teams: dict[str, ec.EllipticCurvePrivateKey] = field(default_factory=dict)
+    scopes: dict[str, object] = field(default_factory=dict)
 
     def trust(self, team: str, key: ec.EllipticCurvePrivateKey) -> None:
-        self.teams[team] = key
-        scopes = {}
-        for name, trusted in self.teams.items():
-            requirement = {
-                "type": "sigstoreSigned",
-                "keyData": kit.b64(kit.pem(trusted)),
-                "signedIdentity": {"type": "matchRepository"},
-            }
-            scopes |= {f"{registry}/{name}": [requirement] for registry in NAMES.values()}
+        identity = {"type": "matchRepository"}
+        self._require(team, {"type": "sigstoreSigned", "keyData": kit.b64(kit.pem(key)), "signedIdentity": identity})
+
+    def open(self, team: str) -> None:
+        self._require(team, {"type": "insecureAcceptAnything"})
+
+    def _require(self, team: str, requirement: dict[str, object]) -> None:
+        self.scopes |= {f"{registry}/{team}": [requirement] for registry in NAMES.values()}
         new = self.path.with_suffix(".new")
-        new.write_text(json.dumps({"default": [{"type": "reject"}], "transports": {"docker": scopes}}))
+        new.write_text(json.dumps({"default": [{"type": "reject"}], "transports": {"docker": self.scopes}}))
         os.replace(new, self.path)
 
 
@@ -127,6 +127,10 @@ class Site:
         ended = self.run(program_file("p2pdist"), *argv)
         assert ended.status is not None
         return ended.status, json.loads(ended.tail(20_000))["checks"][-1]
+
+    def ran(self, argv: Sequence[str]) -> Ran:
+        ended = self.run(*argv)
+        return Ran(ended.status, ended.tail())
 
     def run(self, *argv: str) -> Process:
         """Has ended; a log of its own."""
@@ -255,6 +259,24 @@ def test_the_doctor_finds_the_way_round_says_what_to_do_and_removes_what_came_by
     assert "after the agent had refused it" in finding["detail"]
     assert f'server = "{site.agent.url}"' in finding["remedy"] and "nftables" in finding["remedy"]
     assert repository not in site.ctr("images", "ls").tail()
+
+    pulled = site.ctr("images", "pull", "--hosts-dir", str(open_hosts.parent), site.name("containerd", repository))
+    assert pulled.status == 0, pulled.tail()
+    assert site.doctor("containerd", repository, open_hosts.parent)[1]["state"] == "failed"
+    assert repository in site.ctr("images", "ls").tail(), "what was there before stays"
+
+
+def test_the_doctor_removes_what_dockerd_got_and_no_image_that_it_had(site: Site) -> None:
+    site.policy.trust("hub", kit.new_key())
+    repository, _ = site.publish("hub")
+    docker, name = Dockerd(), f"docker.io/{repository}:v1"
+    assert docker.has(site.ran(docker.look(name))) is False
+
+    site.policy.open("hub")
+    assert site.ran(docker.pull(name)).status == 0
+    assert docker.has(site.ran(docker.look(name))) is True
+    assert site.ran(docker.remove(name)).status == 0
+    assert docker.has(site.ran(docker.look(name))) is False
 
 
 def assert_refused(site: Site, program: str, repository: str, why: str) -> None:
