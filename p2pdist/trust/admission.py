@@ -26,12 +26,6 @@ class Gate(Protocol):
         """Judge again what passed before the policy changed or its time ended; raises nothing."""
         ...
 
-    async def prefetch(
-        self, repository: Repository, target: str, digest: Digest, *, authorization: str | None = None
-    ) -> None:
-        """Fetch the signatures of `digest` ahead, while its manifest is being fetched. Raises nothing."""
-        ...
-
     def admit_blob(self, repository: Repository, digest: Digest) -> None:
         """Return if a blob of this repository may be served; else PolicyError."""
         ...
