@@ -22,9 +22,9 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -74,7 +74,7 @@ class Bench:
         config = warm._registry_config(directory, self._registry)
         self._start("registry", ["docker-registry", "serve", str(config)], self._registry)
         config = directory / "tracker.toml"
-        config.write_text(f'host = "127.0.0.1"\nport = {self._tracker}\n')
+        config.write_text(f'host = "127.0.0.1"\nport = {self._tracker}\ninsecure = true\n')
         self._start("tracker", [str(Path(sys.executable).with_name("p2pdist-tracker")), "--config", str(config)])
         warm._wait_for(self._tracker)
         self.digest = warm._push(self._registry, size)
@@ -165,27 +165,14 @@ def swarm(bench: Bench, pullers: int, profile: Path | None = None) -> tuple[floa
         time.sleep(1.0)  # sessions with the tracker
         before = sum(agent.process.usage().cpu for agent in agents)
         watch = _perf(profile, agents) if profile is not None else None
-        failures: list[Exception] = []
-
-        def pull(agent: Agent) -> None:
-            try:
-                agent.pull(bench.size)
-            except Exception as error:
-                failures.append(error)
-
-        begin = time.monotonic()
-        threads = [threading.Thread(target=pull, args=(agent,)) for agent in others]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        seconds = time.monotonic() - begin
+        with ThreadPoolExecutor(pullers) as pool:
+            begin = time.monotonic()
+            list(pool.map(lambda agent: agent.pull(bench.size), others))
+            seconds = time.monotonic() - begin
         cpu = sum(agent.process.usage().cpu for agent in agents) - before
         if watch is not None:
             watch.terminate()
             watch.wait()
-        if failures:
-            raise failures[0]
         return seconds, cpu / (pullers * bench.size / GIB)
 
 

@@ -6,7 +6,8 @@
     bench/simulate.py --calibrate                       the 12 nodes of bench/rollout.py, to compare with the lab
 
 What decides is the product's own code: `tracker.swarms.Swarms` and `p2pdist.mesh.decide.Decisions`. Modelled are the
-links (max-min fair shares, in steps of a tenth of a chunk time) and the latency of every message. Not modelled: TCP, CPU, the daemon. Times are in seconds of the simulation.
+links (max-min fair shares, in steps of a tenth of a chunk time) and the latency of every message. Not modelled: TCP,
+CPU, the daemon. Times are in seconds of the simulation.
 """
 
 from __future__ import annotations

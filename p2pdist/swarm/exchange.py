@@ -57,6 +57,7 @@ class Exchange:
         self._blob = blob
         self._direct: dict[int, Receiver] = {}
         self._signed: dict[int, bytes] = {}
+        self._hashes: dict[int, bytes] = {}  # sha256 of chunks of a stored blob, where they are known
         self._disputes: dict[tuple[int, bytes], Attestation] = {}
         self._pulse = asyncio.Event()
 
@@ -183,7 +184,10 @@ class Exchange:
         if self._staging is not None:
             record = self._staging.evidence(index)
             return None if record is None else record[0]
-        return self._hash_range(*chunk_range(index, self.size, self.chunk_size))
+        known = self._hashes.get(index)
+        if known is None:
+            known = self._hashes[index] = self._hash_range(*chunk_range(index, self.size, self.chunk_size))
+        return known
 
     def witness(self, index: int) -> Attestation | None:
         """Who else attested chunk `index`; None where this node read it itself, or nobody did."""
@@ -232,8 +236,9 @@ class Exchange:
                 self._signed[index] = evidence
                 return evidence
         if sha256 is None:
-            start, end = chunk_range(index, self.size, self.chunk_size)
-            sha256 = self._hash_range(start, end)
+            sha256 = self.sha256(index)
+        if sha256 is None:
+            return None
         own = self._attestor.sign(self.name, self.chunk_size, index, sha256)
         if own is None:
             return None
@@ -265,6 +270,9 @@ class Exchange:
         blob = await store.open_blob(self.digest)
         if blob is None:
             raise StorageError(f"{self.name} was proved and can't be read again")
+        # Whoever asks now gets this node's own attestations: without hashing every chunk once more.
+        proofs = ((index, staging.evidence(index)) for index in range(self.count))
+        self._hashes = {index: proof[0] for index, proof in proofs if proof is not None}
         self._blob, self._staging, self.doubted = blob, None, None
         self.pulse()
         await staging.close()
