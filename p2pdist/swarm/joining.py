@@ -56,7 +56,7 @@ class Joining:
             self._engine.link(self.known)
         await asyncio.sleep(0 if not self._tracker.connected else self._wait)
         for transfer in new:
-            if transfer.exchange is None and not transfer.done.done():
+            if transfer.exchange is None and not transfer.opening and not transfer.done.done():
                 await self.open(transfer, chunk_size_for(rollout.plan.size, transfer.blob.size))
 
     def join(self, rollout: Rollout) -> None:
@@ -75,7 +75,20 @@ class Joining:
         self._engine.link(message.peers)
 
     async def open(self, transfer: Transfer, chunk_size: int) -> None:
-        """Stage the blob in chunks of `chunk_size` and take part in its swarm."""
+        """Stage the blob in chunks of `chunk_size` and take part in its swarm. Of overlapping calls the last counts."""
+        transfer.cut = chunk_size
+        if transfer.opening:
+            return
+        transfer.opening = True
+        try:
+            opened = 0
+            while opened != transfer.cut:
+                opened = transfer.cut
+                await self._open(transfer, opened)
+        finally:
+            transfer.opening = False
+
+    async def _open(self, transfer: Transfer, chunk_size: int) -> None:
         blob, old = transfer.blob, transfer.exchange
         if transfer.done.done() or (old is not None and old.chunk_size == chunk_size):
             return
@@ -89,6 +102,9 @@ class Joining:
             staging = await self._store.stage(blob.digest, blob.size, chunk_size)
         except StorageError as error:
             await self._transfers.end(transfer, error)
+            return
+        if transfer.done.done():  # it ended while it was staged
+            await staging.close()
             return
         exchange = Exchange(blob.digest, blob.size, chunk_size, self._attestor, self._clock, staging=staging)
         transfer.exchange = exchange

@@ -46,6 +46,8 @@ class Transfer:
     alone: bool = False  # a stream of everything that is missing runs
     recalled: bool = False  # ... and is to stop after the chunk at hand
     reads: int = 0  # reads from upstream that run
+    cut: int = 0  # the chunk size that was agreed on, bytes
+    opening: bool = False  # it is being staged
     finishing: bool = False
     from_upstream: int = 0  # bytes
 

@@ -19,7 +19,8 @@ class _JumpingSelector(selectors.DefaultSelector):
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         if self.loop.threads:  # real work in a thread: wait for it, time stands still
             return super().select(0.01 if timeout is None or timeout > 0 else 0)
-        ready = super().select(0)
+        ready = super().select(0 if not self.loop.landing or timeout == 0 else 0.002)
+        self.loop.landing = False
         if ready or timeout == 0:
             return ready
         if timeout is None:  # only another thread can bring something
@@ -39,10 +40,12 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         selector.loop = self
         self.now = 1000.0
         self.threads = 0
+        self.landing = False  # a thread has just ended: what it brings may be a moment behind
         super().__init__(selector)
 
     def thread_ended(self) -> None:
         self.threads -= 1
+        self.landing = True
 
     def time(self) -> float:
         return self.now
