@@ -33,6 +33,7 @@ class Scope:
         task = self._group.create_task(self._guarded(work))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda _: work.close())  # cancelled before it began: nothing ever awaited it
         return task
 
     async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:

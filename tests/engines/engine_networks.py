@@ -74,14 +74,15 @@ class MeshOnMemory:
 class TorrentOnLoopback:
     """libtorrent over loopback, each node on an address of its own, in real time."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, **settings: Any) -> None:
         self._directory = directory
+        self._settings = {"discover": False, **settings}
         self._addresses: dict[str, str] = {}
         self._engines: dict[str, TorrentEngine] = {}
         self._dying: list[asyncio.Task[None]] = []
 
     def make(self, name: str, attestor: Attestor, rng: random.Random) -> Engine:
-        settings = TorrentSettings(self._directory / f"torrent-{name}", host=self.address(name), discover=False)
+        settings = TorrentSettings(self._directory / f"torrent-{name}", host=self.address(name), **self._settings)
         engine = self._engines[name] = TorrentEngine(attestor, settings, rng)
         return engine
 
