@@ -13,7 +13,7 @@ from p2pdist.errors import InvalidManifest, UpstreamInvalid, UpstreamNotFound
 from p2pdist.oci import Digest, Repository
 from p2pdist.protocol.limits import SMALL_CONTENT
 from p2pdist.pull import Pull
-from p2pdist.trust import ReferrersPage, SignatureSource, UpstreamSource
+from p2pdist.trust import ReferrersPage, SignatureSource, UpstreamSource, page_of
 from p2pdist.upstream import Upstreams
 
 
@@ -56,7 +56,12 @@ class SharedSource:
         self, repository: Repository, digest: Digest, page: str | None, limit: int
     ) -> ReferrersPage | None:
         """See SignatureSource."""
-        return await self._origin.referrers(repository, digest, page, limit)
+        if page is not None:
+            return await self._origin.referrers(repository, digest, page, limit)
+        try:
+            return page_of(await self._pull.ungated_referrers(repository, digest), repository, limit)
+        except UpstreamNotFound:
+            return None
 
     async def lookaside(self, base: str, path: str, limit: int) -> bytes | None:
         """See SignatureSource."""

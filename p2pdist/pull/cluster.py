@@ -63,9 +63,9 @@ class SharedContent:
             raise UpstreamNotFound(f"{key}: the upstream answers {answer.status}", status=answer.status)
         return None  # others could not get it: this node's way and credentials may be better ones
 
-    def offer(self, key: str, digest: Digest, media_type: str, data: bytes) -> None:
-        """What a Fetch brought."""
-        held = data if len(data) <= SMALL_CONTENT else b""
+    def offer(self, key: str, digest: Digest, media_type: str, data: bytes, *, whole: bool = True) -> None:
+        """What a Fetch brought; where it is not `whole` or too large, the others learn no more than its digest."""
+        held = data if whole and len(data) <= SMALL_CONTENT else b""
         self._cluster.send(wire.Offer(key, str(digest), media_type, len(data), held))
 
     def refuse(self, key: str, error: UpstreamError) -> None:

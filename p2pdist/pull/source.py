@@ -9,6 +9,7 @@ from p2pdist.errors import UpstreamInvalid
 from p2pdist.oci import Digest, Repository, parse_manifest
 from p2pdist.pull.cluster import Cluster, SharedContent
 from p2pdist.pull.handle import Handle
+from p2pdist.pull.listings import Listings
 from p2pdist.pull.manifests import FoundManifest, Manifests
 from p2pdist.pull.settings import PullSettings
 from p2pdist.pull.small import SmallBlobs
@@ -41,6 +42,7 @@ class Pull:
         self._plans = Plans()
         shared = SharedContent(cluster, settings.ask_seconds)
         self._small = SmallBlobs(store, upstreams, swarms, shared, self._scope)
+        self._listings = Listings(upstreams, shared)
         self._manifests = Manifests(
             store, upstreams, swarms, shared, self._plans, self._scope, settings.tag_seconds, clock
         )
@@ -75,6 +77,10 @@ class Pull:
     ) -> FoundManifest:
         """The manifest whatever the policy says of it: for what judges it, and for prefetching. Single flight."""
         return await self._manifests.find(repository, target, authorization)
+
+    async def ungated_referrers(self, repository: Repository, digest: Digest) -> RawAnswer:
+        """The first page of what refers to `digest`, for what judges images by it; see Listings."""
+        return await self._listings.find(repository, digest)
 
     # --- blobs ---------------------------------------------------------------------------------------------------
 

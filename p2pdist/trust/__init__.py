@@ -8,7 +8,7 @@ from p2pdist.trust.policyfile import LoadedPolicy, load_policy
 from p2pdist.trust.settings import TrustSettings
 from p2pdist.trust.source import ReferrersPage, SignatureSource
 from p2pdist.trust.status import Counts, GateStatus, Refusal
-from p2pdist.trust.upstream import UpstreamSource
+from p2pdist.trust.upstream import UpstreamSource, page_of
 from p2pdist.trust.verdict import CandidateResult, RequirementResult, Verdict
 
 __all__ = [
@@ -34,4 +34,5 @@ __all__ = [
     "explain_scope",
     "load_policy",
     "open_gate",
+    "page_of",
 ]

@@ -13,7 +13,7 @@ import aiohttp
 from p2pdist.errors import ConfigError, UpstreamError, UpstreamInvalid, UpstreamNotFound, UpstreamUnreachable
 from p2pdist.oci import Digest, Repository
 from p2pdist.trust.source import ReferrersPage
-from p2pdist.upstream import Registry
+from p2pdist.upstream import RawAnswer, Registry
 
 _NEXT = re.compile(r'<([^<>"]{1,4096})>\s*;[^,]*\brel="?next"?(?:[\s;,]|$)')
 
@@ -73,9 +73,7 @@ class UpstreamSource:
             )
         except UpstreamNotFound:
             return None
-        if len(answer.body) > limit:
-            raise UpstreamInvalid(f"{repository}: a page of {len(answer.body)} bytes; at most {limit} are read")
-        return ReferrersPage(answer.body, next_query(answer.headers.get("Link")))
+        return page_of(answer, repository, limit)
 
     async def lookaside(self, base: str, path: str, limit: int) -> bytes | None:
         """See SignatureSource."""
@@ -94,6 +92,13 @@ class UpstreamSource:
                 return await _whole(response, limit)
         except (aiohttp.ClientError, TimeoutError) as error:
             raise UpstreamUnreachable(f"{base}: {type(error).__name__}") from error
+
+
+def page_of(answer: RawAnswer, repository: Repository, limit: int) -> ReferrersPage:
+    """A registry's answer as a page of referrers; UpstreamInvalid over `limit` bytes."""
+    if len(answer.body) > limit:
+        raise UpstreamInvalid(f"{repository}: a page of {len(answer.body)} bytes; at most {limit} are read")
+    return ReferrersPage(answer.body, next_query(answer.headers.get("Link")))
 
 
 def check_store_url(text: str) -> str:

@@ -14,10 +14,12 @@ from support.registry import FakeRegistry, Hold, Image, noise
 
 from p2pdist.config import TrustConfig
 from p2pdist.errors import ConfigError
-from p2pdist.oci import OCI_MANIFEST, parse_manifest
+from p2pdist.oci import OCI_INDEX, OCI_MANIFEST, parse_manifest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "trust"))
 import trust_kit as kit
+
+IDENTITY = ', "signedIdentity": {"type": "matchRepository"}'  # which bundles have not
 
 
 def policy_file(path: Path, registry: FakeRegistry, key: ec.EllipticCurvePrivateKey) -> Path:
@@ -45,6 +47,18 @@ def sign_raw(registry: FakeRegistry, data: bytes, key: ec.EllipticCurvePrivateKe
     registry.add_manifest("app/a", raw, OCI_MANIFEST, f"sha256-{manifest.digest.hex}.sig")
 
 
+def attach_bundle(registry: FakeRegistry, image: Image, key: ec.EllipticCurvePrivateKey) -> None:
+    manifest = parse_manifest(image.raw, None)
+    raw, blobs = kit.referrer(manifest, kit.dumps(kit.bundle(key, kit.statement(manifest))))
+    for blob in blobs:
+        registry.add_blob(blob)
+    digest = registry.add_manifest("app/a", raw, OCI_MANIFEST)
+    if not registry.referrers:
+        listed = {"mediaType": OCI_MANIFEST, "digest": str(digest), "size": len(raw)}
+        page = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [listed]}
+        registry.add_manifest("app/a", kit.dumps(page), OCI_INDEX, f"sha256-{image.digest.hex}")
+
+
 @pytest.fixture
 def key() -> ec.EllipticCurvePrivateKey:
     return kit.new_key()
@@ -64,6 +78,34 @@ async def test_a_signed_image_is_pulled_and_its_signature_is_read_once_per_clust
         asked = len(registry.log)
         await fleet.pull(nodes[0], image)
         assert len(registry.log) == asked  # a warm one asks nothing more
+
+
+@pytest.mark.parametrize("referrers", [True, False], ids=["referrers API", "fallback tag"])
+async def test_what_refers_to_an_image_is_asked_for_about_once_per_cluster(
+    tmp_path: Path, key: ec.EllipticCurvePrivateKey, referrers: bool
+) -> None:
+    async with FakeRegistry(referrers=referrers) as registry, Fleet(tmp_path, registry) as fleet:
+        image = registry.add_image("app/a", "1", [noise(200_000)])
+        attach_bundle(registry, image, key)
+        path = policy_file(tmp_path / "policy.json", registry, key)
+        path.write_text(path.read_text().replace("sigstoreSigned", "p2pdist.sigstoreBundle").replace(IDENTITY, ""))
+        nodes = [await fleet.start(trust=TrustConfig(enforcement="enforce", policy_file=path)) for _ in range(5)]
+        await asyncio.gather(*(fleet.pull(node, image) for node in nodes))
+        assert all(node.agent.status()["trust"]["counts"]["accepted"] == 1 for node in nodes)
+        assert 1 <= len(registry.requests("/referrers/")) <= 2
+
+
+async def test_a_listing_with_more_pages_is_asked_for_by_each_node(
+    tmp_path: Path, key: ec.EllipticCurvePrivateKey
+) -> None:
+    async with FakeRegistry(page=1) as registry, Fleet(tmp_path, registry) as fleet:
+        image = registry.add_image("app/a", "1", [noise(200_000)])
+        for one in (kit.new_key(), key, kit.new_key()):
+            attach_bundle(registry, image, one)
+        path = policy_file(tmp_path / "policy.json", registry, key)
+        path.write_text(path.read_text().replace("sigstoreSigned", "p2pdist.sigstoreBundle").replace(IDENTITY, ""))
+        nodes = [await fleet.start(trust=TrustConfig(enforcement="enforce", policy_file=path)) for _ in range(2)]
+        await asyncio.gather(*(fleet.pull(node, image) for node in nodes))
 
 
 async def test_an_unsigned_image_is_refused_by_tag_digest_and_blob_with_the_reason(
