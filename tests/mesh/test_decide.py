@@ -37,6 +37,17 @@ def test_only_chunks_that_the_peer_has_and_we_lack_are_asked_for() -> None:
     assert decide.pump(0.0) == [Ask("a", BLOB, 3)]
 
 
+def test_chunks_come_in_order_where_every_neighbour_is_complete_and_spread_where_one_is_not() -> None:
+    full = (1 << 64) - 1
+    alone = decisions(peers="ab")
+    together = decisions(peers="abc")
+    for decide in (alone, together):
+        decide.opened("a", BLOB, full)
+        decide.opened("b", BLOB, full)
+    assert sorted(ask.index for ask in alone.pump(0.0)) == [0, 1, 2, 3]
+    assert sorted(ask.index for ask in together.pump(0.0)) != [0, 1, 2, 3]
+
+
 def test_the_least_loaded_holder_is_asked() -> None:
     decide = decisions(count=1, peers="ab")
     decide.peer_has("a", BLOB, 0, load=9, active=0)
