@@ -3,7 +3,7 @@
 The chunks that others attested are read again from upstream, one signer's after the other's; this node's own reads
 come last. As soon as a read differed from what was attested, the whole digest is tried again. Nobody is accused before
 it holds: only then is it certain which of two statements was the false one. No chunk is read again twice, so that this
-costs at most one more copy (docs/adr/0004).
+costs at most one more copy (docs/adr/0011).
 """
 
 from __future__ import annotations

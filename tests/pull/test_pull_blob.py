@@ -208,7 +208,9 @@ def test_a_blob_that_is_stored_while_its_size_is_asked_for_starts_no_flight(tmp_
             return await head(*args, **options)  # type: ignore[arg-type]
 
         script.registry.head_blob = meanwhile  # type: ignore[method-assign, assignment]
-        with await (await script.pull.blob(REPOSITORY, digest)).proved() as file:
+        handle = await script.pull.blob(REPOSITORY, digest)
+        assert script.swarms.transfers == []
+        with await handle.proved() as file:
             assert file.size == len(DATA)
         assert script.registry.reads == []
 
