@@ -329,6 +329,9 @@ class TorrentEngine:
 
     def sound(self, live: Live, index: int) -> None:
         """See `ProverOwner`."""
+        if live.sound == live.exchange.full:
+            self._open(live)  # to all: those that have all do not listen for single chunks
+            return
         frame = wire.Have(live.number, index)
         for node, theirs in self._parts.near.of(live):
             if not theirs.whole:

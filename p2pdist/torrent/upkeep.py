@@ -5,7 +5,7 @@ from __future__ import annotations
 from p2pdist.torrent.alone import Orphaned, bits, choose
 from p2pdist.torrent.dials import Dials
 from p2pdist.torrent.justice import Justice
-from p2pdist.torrent.live import Live
+from p2pdist.torrent.live import COLD, Live
 from p2pdist.torrent.parts import Parts
 from p2pdist.torrent.seeds import Seeds
 from p2pdist.torrent.wire import Claim
@@ -35,12 +35,11 @@ class Upkeep:
         parts.links.look_after(now, self._justice.dead)
         self._justice.look(now)
         for live in list(parts.lives.values()):
-            if not live.fetching:
-                self._seeds.look(live, now)
-            elif live.exchange.stored:
+            if live.fetching and live.exchange.stored:
                 self._look_at_finished(live, now)
-            else:
+            elif live.fetching:
                 self._look_at(live, now)
+        self._seeds.look(now)
         busy = [live for live in parts.lives.values() if live.unfinished]
         if busy:
             self._look_for_more(busy, now)
@@ -71,6 +70,8 @@ class Upkeep:
             live.dirty = True
             live.want = 0
             self._parts.torrents.settle(live)
+            if self._parts.near.unfinished(live):
+                self._seeds.want(live, COLD)
 
     def _look_for_more(self, busy: list[Live], now: float) -> None:
         parts = self._parts
