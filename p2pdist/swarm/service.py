@@ -255,11 +255,11 @@ class SwarmService:
 
     def _recalled(self, digest: str) -> None:
         transfer = self._transfers.find(digest)
-        if transfer is None or transfer.exchange is None:
+        if transfer is None:
             return
         if transfer.alone:
             transfer.recalled = True
-        elif not transfer.doubted:
+        elif transfer.exchange is not None and not transfer.doubted:
             self._tracker.send(wire.Returned(digest, transfer.exchange.bitmap()))
 
     def _gone(self, message: wire.Gone) -> None:

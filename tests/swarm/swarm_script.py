@@ -57,6 +57,7 @@ class ScriptedEngine:
         self.stats = EngineStats()
         self.port = 1
         self.exchanges: list[Exchange] = []
+        self.added = 0
         self.linked: list[wire.PeerInfo] = []
         self.bans: list[bytes] = []
         self.leases: list[int] = []
@@ -69,6 +70,7 @@ class ScriptedEngine:
 
     def add(self, exchange: Exchange) -> None:
         self.exchanges.append(exchange)
+        self.added += 1
 
     def remove(self, exchange: Exchange) -> None:
         if exchange in self.exchanges:

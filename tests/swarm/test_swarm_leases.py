@@ -64,14 +64,22 @@ def test_a_lone_lease_is_one_read_and_a_recall_ends_it_after_the_chunk_at_hand(t
     play(tmp_path, case)
 
 
-def test_a_recall_that_comes_before_the_stream_began_is_answered_too(tmp_path: Path) -> None:
+@pytest.mark.parametrize("staged", [True, False])
+def test_a_recall_that_comes_before_the_stream_began_is_answered_and_ends_it(tmp_path: Path, staged: bool) -> None:
     async def case(script: Script) -> None:
         transfer = script.want(DATA)
-        exchange = await script.joined(transfer)
+        digest = str(transfer.blob.digest)
+        if staged:
+            await script.joined(transfer)
+        else:  # all in one frame
+            await script.until(lambda: bool(script.tracker.got(wire.Join)))
+            script.swarms.tracker_message(wire.Joined(digest, [wire.Swarm(digest, CHUNK, 2, 0)], []))
         script.lease(transfer, 0, COUNT, alone=True)
-        script.swarms.tracker_message(wire.Recall(exchange.name))
+        script.swarms.tracker_message(wire.Recall(digest))
         await script.until(lambda: bool(script.tracker.got(wire.Returned)))
-        assert exchange.have == 0
+        await asyncio.sleep(1.0)
+        assert script.tracker.got(wire.Returned) == [wire.Returned(digest, b"\0")]
+        assert script.registry.reads == []
 
     play(tmp_path, case)
 

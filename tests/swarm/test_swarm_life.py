@@ -200,6 +200,7 @@ def test_a_stored_blob_is_opened_for_a_peer_that_asks_and_seeds_are_bounded(tmp_
         await asyncio.sleep(1.0)
         assert [exchange.name for exchange in script.engine.exchanges] == [str(Digest.of(data)) for data in blobs[2:]]
         assert script.swarms.seeds == 2
+        assert script.engine.added == 4
 
     play(tmp_path, case, SwarmSettings(live_seeds=2))
 
