@@ -14,7 +14,7 @@ import structlog
 
 from p2pdist.errors import PeerError, ProtocolError, StorageError
 from p2pdist.mesh.control import ControlLink, OpenBlob
-from p2pdist.mesh.decide import Ask, Decisions, Turn
+from p2pdist.mesh.decide import Ask, Decisions, Turn, bits
 from p2pdist.mesh.fetching import Fetch, Outbound
 from p2pdist.mesh.knobs import Knobs
 from p2pdist.mesh.neighbours import DIAL, MeshSettings, Neighbours
@@ -31,6 +31,8 @@ from p2pdist.swarm.exchange import Exchange
 __all__ = ["MeshEngine", "MeshSettings"]
 
 _log = structlog.get_logger("p2pdist.mesh")
+_IN_VAIN = 3.0  # seconds in which at least ...
+_WORTH = 64 * 1024  # ... so many bytes come from neighbours that say they have what we lack
 _BAN = 60.0  # seconds that a peer which sent wrong bytes is left alone
 
 
@@ -68,6 +70,9 @@ class MeshEngine:
         self._ticking: asyncio.TimerHandle | None = None
         self._orphaned: tuple[float, int] | None = None
         self._asked_more = 0.0
+        self._reading: set[tuple[str, int]] = set()  # chunks on their way from upstream
+        self._pace = (0.0, 0)  # when that many bytes had come
+        self._complained = 0.0
         self._pumping = False
 
     # --- life ----------------------------------------------------------------------------------------------------
@@ -112,6 +117,8 @@ class MeshEngine:
         old = self._exchanges.get(exchange.name)
         if old is not None:
             self.remove(old)
+        if all(other.have == other.full for other in self._exchanges.values()):
+            self._pace = (self._loop.time(), self.stats.bytes_in)
         self._exchanges[exchange.name] = exchange
         self._numbers[exchange.name] = self._next_number
         self._next_number += 1
@@ -130,6 +137,7 @@ class MeshEngine:
         del self._exchanges[exchange.name]
         number = self._numbers.pop(exchange.name)
         exchange.listeners.remove(self._proved)
+        self._reading = {(blob, index) for blob, index in self._reading if blob != exchange.name}
         self._cancel(self._decide.remove_blob(exchange.name))
         for connection, queued in list(self._queued.items()):
             if queued[0] is exchange:
@@ -142,11 +150,15 @@ class MeshEngine:
         """This node is about to read chunk `index` from upstream; False: no need, it is here."""
         if self._exchanges.get(exchange.name) is not exchange:
             return not exchange.have >> index & 1
-        return self._decide.leased(exchange.name, index)
+        if not self._decide.leased(exchange.name, index):
+            return False
+        self._reading.add((exchange.name, index))
+        return True
 
     def unleased(self, exchange: Exchange, index: int) -> None:
         """The read is over."""
         self._decide.unleased(exchange.name, index)
+        self._reading.discard((exchange.name, index))
         if self._orphaned is not None:
             self._loop.call_soon(self._look_for_more, self._loop.time())  # the next chunk need not wait for the tick
 
@@ -494,6 +506,8 @@ class MeshEngine:
         unfinished = any(exchange.have != exchange.full for exchange in self._exchanges.values())
         if unfinished:
             self._look_for_more(now)
+        else:
+            self._pace = (now, self.stats.bytes_in)
         self._near.look_after(now)
         if self._near.links or unfinished or self._fetches:
             pause = self._knobs.tick if unfinished or self._fetches else self._knobs.alive
@@ -508,11 +522,25 @@ class MeshEngine:
         if link is not None:
             self._near.drop_dead(link, f"a transfer brought nothing for {self._knobs.stall} s")
 
+    def _promised_in_vain(self, now: float) -> dict[str, list[int]]:
+        """Chunks that neighbours say they have while nothing worth the name comes: for the tracker, once a second.
+
+        Whoever claims all chunks and sends none, or a byte now and then, must not keep the others from upstream.
+        """
+        if self.stats.bytes_in - self._pace[1] >= _WORTH or self._reading:
+            self._pace = (now, self.stats.bytes_in)
+        if now - self._pace[0] < _IN_VAIN or now - self._complained < 1.0:
+            return {}
+        self._complained = now
+        lacking = {blob: list(bits(e.full & ~e.have, 64)) for blob, e in self._exchanges.items() if e.have != e.full}
+        _log.warning("neighbours promise chunks and send none", blobs=len(lacking))
+        return lacking
+
     def _look_for_more(self, now: float) -> None:
         if len(self._near.links) < self._knobs.few and now - self._asked_more > 1.0:
             self._asked_more = now
             self._host.neighbours_wanted(self._knobs.degree // 2)
-        for blob, indexes in self._decide.missing(now).items():
+        for blob, indexes in (self._decide.missing(now) or self._promised_in_vain(now)).items():
             self._host.chunks_missing(self._exchanges[blob], indexes)
         if self._orphaned is not None:
             since, nodes = self._orphaned
