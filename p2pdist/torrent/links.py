@@ -160,7 +160,12 @@ class Links:
         host, tls = self._settings.host, self._tls
         try:
             return await self._loop.create_server(
-                lambda: self._stranger(None, dialled=False), host, port, ssl=tls.server if tls else None, backlog=512
+                lambda: self._stranger(None, dialled=False),
+                host,
+                port,
+                ssl=tls.server if tls else None,
+                ssl_handshake_timeout=_DIAL if tls else None,
+                backlog=512,
             )
         except OSError as error:
             raise OperationError(f"can't listen on {host}:{port}: {error.strerror}") from error
@@ -209,7 +214,11 @@ class Links:
         try:
             async with asyncio.timeout(_DIAL):
                 await self._loop.create_connection(
-                    lambda: link, *address, ssl=tls.client if tls else None, local_addr=self._from
+                    lambda: link,
+                    *address,
+                    ssl=tls.client if tls else None,
+                    server_hostname=tls.name if tls else None,
+                    local_addr=self._from,
                 )
                 await link.settled
         except (OSError, TimeoutError) as error:

@@ -147,17 +147,18 @@ class Session:
 
     # --- torrents ------------------------------------------------------------------------------------------------
 
-    def add(self, metainfo: bytes, fd: int, have: list[bool], *, only_give: bool = False) -> None:
+    def add(self, metainfo: bytes, fd: int, have: list[bool], *, authority: str = "", only_give: bool = False) -> None:
         """Load a torrent on the file that `fd` is; it must stay open until `torrent_removed`.
 
-        `have` is believed (and must be given: without it, a file that exists is taken for complete). `only_give`:
-        nothing is ever written.
+        `have` is believed (and must be given: without it, a file that exists is taken for complete). `authority`: PEM,
+        peers need a certificate of it. `only_give`: nothing is ever written.
         """
         assert self._session is not None
         parameters = lt.load_torrent_buffer(metainfo)
         parameters.save_path = _FILES
         parameters.renamed_files = {0: str(fd)}
         parameters.have_pieces = have
+        parameters.root_certificate = authority
         parameters.flags = _FLAGS | (lt.torrent_flags.upload_mode if only_give else 0)
         if not self._settings.discover:
             parameters.flags |= lt.torrent_flags.disable_pex | lt.torrent_flags.disable_lsd
@@ -207,6 +208,11 @@ class Session:
             rules.add_rule(host, host, 1)
         if self._session is not None:
             self._session.set_ip_filter(rules)
+
+    def certify(self) -> None:
+        """This node's certificate was renewed: new connections show the new one."""
+        for handle in self._handles.values():
+            _certify(handle, self._settings.tls)
 
     def watch(self, on: bool) -> None:
         """From now on (or no longer) `torrent_asked` and `torrent_block` are told."""
@@ -296,5 +302,6 @@ def _remote(alert: lt.peer_alert) -> Remote:
 
 
 def _certify(handle: lt.torrent_handle, tls: TorrentTls | None) -> None:
-    if tls is not None:
-        handle.set_ssl_certificate_buffer(tls.certificate, tls.key, _DH)
+    material = tls.material() if tls is not None else None
+    if material is not None:
+        handle.set_ssl_certificate_buffer(material.certificate, material.key, _DH)

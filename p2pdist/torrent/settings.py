@@ -15,19 +15,28 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
+class Material:
+    """What a member shows and trusts, PEM. `cluster`: the name of the authority's key, the same over renewals."""
+
+    cluster: str
+    authority: str
+    certificate: str
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
 class TorrentTls:
     """Mutual TLS: on control links by the two contexts, in BitTorrent by SSL torrents.
 
-    `ca`, `certificate`, `key`: PEM. libtorrent accepts a peer whose certificate comes from `ca` and names the torrent
-    or `*`, so the node's certificate needs the DNS name `*`. `identify`: the node id in a TLS object, None if none.
+    `name`: the DNS name in every node's certificate; both contexts and libtorrent hold the other side to it.
+    `identify`: the node id in a TLS object, None if it is no node's. `material`: None before this node is a member.
     """
 
-    ca: str
-    certificate: str
-    key: str
     server: ssl.SSLContext
     client: ssl.SSLContext
+    name: str
     identify: Callable[[object], bytes | None]
+    material: Callable[[], Material | None]
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,7 +63,6 @@ class Torrents:
         self._owner = owner
         self._settings = settings
         self._pool = pool
-        self._ca = settings.tls.ca.encode() if settings.tls is not None else b""
         self._keys: dict[bytes, tuple[Live, Loaded]] = {}
         self._lives: set[Live] = set()  # those whose files are open
         self._stopped = False
@@ -143,16 +142,22 @@ class Torrents:
         except StorageError as error:
             self._failed(live, str(error))
             return
-        exchange = live.exchange
+        exchange, tls = live.exchange, self._settings.tls
         hashes = live.hashes if kind == MAPPED else b""
-        metainfo = of_blob(exchange.digest, exchange.size, exchange.chunk_size, hashes, self._ca)
+        material = tls.material() if tls is not None else None
+        if tls is not None and material is None:
+            self._failed(live, "this node has no certificate yet")
+            return
+        cluster, name = (material.cluster, tls.name) if material is not None and tls is not None else ("", "")
+        metainfo = of_blob(exchange.digest, exchange.size, exchange.chunk_size, hashes, cluster=cluster, name=name)
         session = self.sessions[kind]
         loaded = Loaded(session, metainfo, kind, self._loop.create_future(), self._loop.create_future())
         have = _flags(live.sound if live.fetching else exchange.full, exchange.count)
         fd = live.scratch if live.fetching else live.source
         live.loaded[kind] = loaded
         self._keys[metainfo.key] = (live, loaded)
-        session.add(metainfo.data, fd, have, only_give=not live.fetching)
+        authority = material.authority if material is not None else ""
+        session.add(metainfo.data, fd, have, authority=authority, only_give=not live.fetching)
         try:
             async with asyncio.timeout(_STEP):
                 await loaded.ready

@@ -18,14 +18,14 @@ CHUNK = 64 * 1024
 HASHES = b"".join(hashlib.sha1(DATA[at : at + CHUNK]).digest() for at in range(0, len(DATA), CHUNK))
 
 
-def test_the_info_hash_is_a_function_of_digest_size_chunk_size_and_ca() -> None:
+def test_the_info_hash_is_a_function_of_digest_size_chunk_size_and_cluster() -> None:
     cold = of_blob(DIGEST, len(DATA), CHUNK)
     assert of_blob(DIGEST, len(DATA), CHUNK) == cold
     others = [
         of_blob(Digest.of(b"other"), len(DATA), CHUNK),
         of_blob(DIGEST, len(DATA) + 1, CHUNK),
         of_blob(DIGEST, len(DATA), 2 * CHUNK),
-        of_blob(DIGEST, len(DATA), CHUNK, ca=b"-----BEGIN CERTIFICATE-----"),
+        of_blob(DIGEST, len(DATA), CHUNK, cluster="0123456789abcdef", name="node.p2pdist"),
         of_blob(DIGEST, len(DATA), CHUNK, HASHES),
     ]
     assert len({torrent.key for torrent in [cold, *others]}) == 6
@@ -40,6 +40,15 @@ def test_libtorrent_reads_it_as_meant_and_names_it_alike(hashes: bytes) -> None:
     assert (info.name(), info.total_size(), info.piece_length()) == (DIGEST.hex, len(DATA), CHUNK)
     assert not info.priv()  # it would forbid peer exchange and local discovery
     assert decode(torrent.data)[b"info"][b"pieces"] == (hashes or bytes(20 * 5))  # type: ignore[index, call-overload]
+
+
+def test_under_a_clusters_name_the_digest_still_decides() -> None:
+    torrents = {
+        of_blob(digest, 5, CHUNK, cluster=cluster, name="node.p2pdist").key
+        for digest in (DIGEST, Digest.of(b"other"))
+        for cluster in ("a" * 16, "b" * 16)
+    }
+    assert len(torrents) == 4
 
 
 def test_hashes_of_another_number_of_chunks_are_refused() -> None:

@@ -22,13 +22,15 @@ from p2pdist.torrent.settings import TorrentSettings, session_settings
 Case = Callable[[Lab, TorrentOnLoopback], Awaitable[None]]
 
 
-def run_case(directory: Path, case: Case, **settings: object) -> None:
+def run_case(
+    directory: Path, case: Case, network: type[TorrentOnLoopback] = TorrentOnLoopback, **settings: object
+) -> None:
     """Run `case` on uvloop; `settings` go into every engine's."""
-    network = TorrentOnLoopback(directory, **settings)
+    nodes = network(directory, **settings)
 
     async def main() -> None:
-        async with Lab(directory, network.make, network.address) as lab:
-            await case(lab, network)
+        async with Lab(directory, nodes.make, nodes.address) as lab:
+            await case(lab, nodes)
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(main())

@@ -1,0 +1,131 @@
+"""Mutual TLS, on control links and in BitTorrent: members of the cluster exchange blobs, nobody else gets in."""
+
+from __future__ import annotations
+
+import random
+import time
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from engines.engine_networks import TorrentOnLoopback
+from support.swarmlab import Lab, until
+from torrent.torrent_lab import Case, live_of, run_case
+
+from p2pdist.pki import Authority, Role, TlsCredentials
+from p2pdist.swarm.attest import Attestor
+from p2pdist.swarm.engine import Engine
+from p2pdist.torrent.engine import TorrentEngine
+from p2pdist.torrent.settings import Material, TorrentTls
+
+CHUNK = 64 * 1024
+DATA = random.Random(11).randbytes(10 * CHUNK + 3)
+
+
+class Cluster:
+    """Issues what a node needs."""
+
+    def __init__(self) -> None:
+        self.authority = Authority.create(time.time())
+
+    def tls(self, key: Ed25519PrivateKey, role: Role = Role.NODE) -> TorrentTls:
+        credentials = TlsCredentials()
+        certificate = self.authority.issue(key.public_key(), role, {}, time.time(), 3600.0)
+        credentials.use(certificate, key, self.authority.pem)
+        pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        material = Material(self.authority.cluster, self.authority.pem.decode(), certificate.decode(), pem.decode())
+        return TorrentTls(credentials.server, credentials.client, Role.NODE.host, credentials.node, lambda: material)
+
+
+class TlsNetwork(TorrentOnLoopback):
+    """`of` says which cluster and role a node's certificate has; by default one cluster's node."""
+
+    def __init__(self, directory: Path, **settings: object) -> None:
+        super().__init__(directory, **settings)
+        self.cluster = Cluster()
+        self.of: dict[str, tuple[Cluster, Role]] = {}
+
+    def make(self, name: str, attestor: Attestor, rng: random.Random) -> Engine:
+        cluster, role = self.of.get(name, (self.cluster, Role.NODE))
+        self._settings["tls"] = cluster.tls(attestor._key, role)
+        return super().make(name, attestor, rng)
+
+
+def test_members_exchange_a_cold_blob_and_a_mapped_one_over_tls(tmp_path: Path) -> None:
+    async def case(lab: Lab, network: TorrentOnLoopback) -> None:
+        nodes = [await lab.node(f"n{i}") for i in range(3)]
+        exchanges = [await lab.fetch(node, DATA, CHUNK) for node in nodes]
+        lab.link_all()
+        for index in range(11):
+            lab.give(nodes[index % 3], DATA, index)
+        await until(lambda: all(exchange.whole for exchange in exchanges))
+        for node, exchange in zip(nodes, exchanges, strict=True):
+            await exchange.commit(node.store)
+        late = await lab.node("late")
+        last = await lab.fetch(late, DATA, CHUNK)
+        late.engine.link([nodes[0].info])
+        await until(lambda: last.whole)
+        await last.commit(late.store)
+        assert last.read(0, len(DATA)) == DATA
+        assert isinstance(late.engine, TorrentEngine)
+        late.engine.renewed()
+
+    run_case(tmp_path, case, network=TlsNetwork)
+
+
+def _refused(tmp_path: Path, prepare: Case) -> None:
+    async def case(lab: Lab, network: TorrentOnLoopback) -> None:
+        await prepare(lab, network)
+        member, other = await lab.node("member"), await lab.node("other")
+        await lab.seed(member, DATA, CHUNK)
+        exchange = await lab.fetch(other, DATA, CHUNK)
+        other.engine.link([member.info])
+        await until(lambda: live_of(other).current is not None)
+        live_of(other).connections = 1  # a dial past the control link: libtorrent alone must refuse
+        assert isinstance(other.engine, TorrentEngine)
+        other.engine._parts.torrents.connect(live_of(other), [(member.host_name, member.engine.port)])
+        third = await lab.node("third")  # meanwhile a member gets it
+        mine = await lab.fetch(third, DATA, CHUNK)
+        third.engine.link([member.info])
+        await until(lambda: mine.whole)
+        assert not exchange.have and not live_of(other).arrived
+        assert not other.engine.links()
+
+    run_case(tmp_path, case, network=TlsNetwork)
+
+
+def test_a_node_of_another_cluster_gets_no_link_and_no_bytes(tmp_path: Path) -> None:
+    async def prepare(lab: Lab, network: TorrentOnLoopback) -> None:
+        assert isinstance(network, TlsNetwork)
+        network.of["other"] = (Cluster(), Role.NODE)
+
+    _refused(tmp_path, prepare)
+
+
+def test_a_trackers_certificate_moves_no_chunks(tmp_path: Path) -> None:
+    async def prepare(lab: Lab, network: TorrentOnLoopback) -> None:
+        assert isinstance(network, TlsNetwork)
+        network.of["other"] = (network.cluster, Role.TRACKER)
+
+    _refused(tmp_path, prepare)
+
+
+def test_a_node_without_a_certificate_waits_for_one(tmp_path: Path) -> None:
+    async def case(lab: Lab, network: TorrentOnLoopback) -> None:
+        assert isinstance(network, TlsNetwork)
+        one, two = await lab.node("one"), await lab.node("two")
+        assert isinstance(two.engine, TorrentEngine) and two.engine.settings.tls is not None
+        tls = two.engine.settings.tls
+        there: list[Material] = []
+        late = TorrentTls(tls.server, tls.client, tls.name, tls.identify, lambda: there[0] if there else None)
+        object.__setattr__(two.engine.settings, "tls", late)
+        await lab.seed(one, DATA, CHUNK)
+        exchange = await lab.fetch(two, DATA, CHUNK)
+        two.engine.link([one.info])
+        await until(lambda: live_of(two).retry_at is not None)
+        material = tls.material()
+        assert material is not None
+        there.append(material)
+        await until(lambda: exchange.whole)
+
+    run_case(tmp_path, case, network=TlsNetwork)
