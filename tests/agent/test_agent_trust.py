@@ -119,6 +119,10 @@ async def test_an_unsigned_image_is_refused_by_tag_digest_and_blob_with_the_reas
             status, body = await fleet.get(node, kind, target)
             assert status == 403, (kind, status, body)
             assert json.loads(body)["errors"][0]["code"] == "DENIED"
+        async with fleet.client.head(node.url + fleet.path("manifests", "1")) as answer:
+            assert answer.status == 403
+            assert answer.reason is not None and answer.reason.startswith("DENIED: policy refuses "), "for containerd"
+            assert answer.reason.endswith("no signature was found")
         assert node.agent.status()["trust"]["refusals"]
 
 
