@@ -143,8 +143,10 @@ class Decisions(Generic[Peer]):
     def opened(self, peer: Peer, blob: BlobKey, have: int) -> None:
         """`peer` takes part in `blob`'s swarm and has these chunks."""
         neighbour = self._neighbours.get(peer)
-        if neighbour is not None and blob in self._blobs:
-            neighbour.has[blob] = have & self._blobs[blob].full
+        b = self._blobs.get(blob)
+        if neighbour is not None and b is not None:
+            neighbour.has[blob] = have & b.full
+            b.told &= b.have  # it was not there when chunks that are still coming were announced: tell again when whole
 
     def closed(self, peer: Peer, blob: BlobKey) -> None:
         """`peer` left `blob`'s swarm."""

@@ -93,6 +93,15 @@ def test_neighbours_that_lack_a_chunk_are_told_once_at_half_and_not_again() -> N
     assert decide.proved(BLOB, 5)[0] == []
 
 
+def test_a_neighbour_that_joins_between_half_and_whole_is_told_of_the_chunk_too() -> None:
+    decide = decisions(peers="a")
+    assert decide.coming(BLOB, 7) == ["a"]
+    decide.link_up("b")
+    decide.opened("b", BLOB, 0)
+    told, _ = decide.proved(BLOB, 7)
+    assert "b" in told
+
+
 def test_a_proved_chunk_cancels_the_other_request_for_it() -> None:
     decide = decisions(count=1, peers="ab")
     for peer in "ab":
