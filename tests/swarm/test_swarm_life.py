@@ -259,7 +259,10 @@ def test_an_agent_that_stops_tells_who_waits_and_keeps_what_it_has(tmp_path: Pat
         await script.stop()
         with pytest.raises(StorageError, match="stopping"):
             await transfer.done
-        script.swarms.wanted_by_peer(str(Digest.of(DATA)), len(DATA), CHUNK)  # the engine stops later
+        other = DATA[::-1]
+        await script.store.put(other, Digest.of(other))
+        script.swarms.wanted_by_peer(str(Digest.of(other)), len(other), CHUNK)  # the engine stops later
+        assert script.engine.exchanges == []
         assert [(str(digest), size) for digest, size, _ in script.store.partials()] == [
             (str(transfer.blob.digest), len(DATA))
         ]
