@@ -298,7 +298,7 @@ class Simulation:
         for transfer in [t for t in node.sending if t.target == gone.number]:
             node.sending.discard(transfer)
             self.turn(node, node.decide.uploaded())
-        self.pump(node)
+        self.go_on(node)
 
     def link(self, node: Node, other: Node) -> None:
         if node.dead or other.dead or other.name in node.decide.neighbours() or node is other:
@@ -345,12 +345,24 @@ class Simulation:
         for waiter in turn.refuse:
             asker, ask = waiter.token  # type: ignore[misc]
             self.send(self.busy, asker, ask, node.decide.load)
+        for waiter in turn.absent:
+            asker, ask = waiter.token  # type: ignore[misc]
+            self.send(self.absent, asker, ask, node.decide.load)
 
     def busy(self, node: Node, ask: Ask[bytes], load: int) -> None:
         if node.incoming.pop((ask.peer, ask.index), 0) is None and not node.dead:
             self.counts["busy"] += 1
             node.decide.busy(ask, load, self.now)
-            self.pump(node)
+            self.go_on(node)
+
+    def absent(self, node: Node, ask: Ask[bytes], load: int) -> None:
+        if node.incoming.pop((ask.peer, ask.index), 0) is None and not node.dead:
+            node.decide.absent(ask, load, self.now)
+            self.go_on(node)
+
+    def go_on(self, node: Node) -> None:
+        self.turn(node, node.decide.turn())
+        self.pump(node)
 
     def drop(self, node: Node, ask: Ask[bytes]) -> None:
         """A request is given up."""

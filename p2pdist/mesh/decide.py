@@ -42,10 +42,11 @@ class Waiter(Generic[Peer]):
 
 @dataclass(slots=True)
 class Turn(Generic[Peer]):
-    """Whom to serve now and whom to answer busy."""
+    """Whom to serve now, and whom to answer otherwise."""
 
     serve: list[Waiter[Peer]] = field(default_factory=list)
     refuse: list[Waiter[Peer]] = field(default_factory=list)
+    absent: list[Waiter[Peer]] = field(default_factory=list)  # to be told that the chunk is not here
 
 
 @dataclass(slots=True)
@@ -249,15 +250,35 @@ class Decisions(Generic[Peer]):
     def busy(self, ask: Ask[Peer], load: int, now: float) -> None:
         """`peer` answered 503 with its load."""
         self._settle(ask.peer, ask.blob, ask.index)
+        self._comes_no_more(ask.blob, ask.index)
         neighbour = self._neighbours.get(ask.peer)
         if neighbour is not None:
             neighbour.load = load
             pause = max(self.knobs.hold_min, min(self.knobs.hold_max, self.chunk_time / 8))
             neighbour.hold = max(neighbour.hold, now + pause)
 
+    def absent(self, ask: Ask[Peer], load: int, now: float) -> None:
+        """`peer` answered that the chunk is not there: half of it was, and the rest never came."""
+        neighbour = self._neighbours.get(ask.peer)
+        if neighbour is not None and ask.blob in neighbour.has:
+            neighbour.has[ask.blob] &= ~(1 << ask.index)
+        self.busy(ask, load, now)
+
+    def _comes_no_more(self, blob: BlobKey, index: int) -> None:
+        """A source of the chunk is gone. If it was the last, those who wait here for the chunk must look elsewhere.
+
+        Else nodes that each had half of a chunk from one that died wait for each other.
+        """
+        b = self._blobs.get(blob)
+        if b is not None and index not in b.pending and index not in b.leased:
+            gone = (1 << index) & ~b.have
+            b.coming &= ~gone
+            b.told &= ~gone
+
     def failed(self, ask: Ask[Peer], now: float, *, hold: float) -> None:
-        """The request came to nothing (cancelled, connection lost, bytes refused)."""
+        """The request came to nothing (cancelled, connection lost, bytes refused). Have a `turn` afterwards."""
         self._settle(ask.peer, ask.blob, ask.index)
+        self._comes_no_more(ask.blob, ask.index)
         neighbour = self._neighbours.get(ask.peer)
         if neighbour is not None and hold:
             neighbour.hold = max(neighbour.hold, now + hold)
@@ -312,10 +333,11 @@ class Decisions(Generic[Peer]):
         return True
 
     def unleased(self, blob: BlobKey, index: int) -> None:
-        """The read is over, one way or the other."""
+        """The read is over, one way or the other. Have a `turn` afterwards."""
         b = self._blobs.get(blob)
         if b is not None:
             b.leased.discard(index)
+            self._comes_no_more(blob, index)
 
     # --- serving -------------------------------------------------------------------------------------------------
 
@@ -328,7 +350,7 @@ class Decisions(Generic[Peer]):
             neighbour.active = active
         b = self._blobs.get(blob)
         if b is None or not (b.have | b.coming) >> index & 1:
-            return Turn(refuse=[waiter])
+            return Turn(absent=[waiter])
         self._waiters.append(waiter)
         return self.turn()
 
@@ -344,6 +366,12 @@ class Decisions(Generic[Peer]):
     def turn(self) -> Turn[Peer]:
         """Fill the upload slots with the waiters whose chunk is whole; refuse the busiest of too many."""
         turn: Turn[Peer] = Turn()
+        for waiter in self._waiters:
+            b = self._blobs[waiter.blob]
+            if not (b.have | b.coming) >> waiter.index & 1:
+                turn.absent.append(waiter)
+        if turn.absent:
+            self._waiters = [waiter for waiter in self._waiters if waiter not in turn.absent]
         while self.uploading < self.knobs.uploads:
             ready = [w for w in self._waiters if self._blobs[w.blob].have >> w.index & 1]
             if not ready:

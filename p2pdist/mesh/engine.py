@@ -158,6 +158,7 @@ class MeshEngine:
     def unleased(self, exchange: Exchange, index: int) -> None:
         """The read is over."""
         self._decide.unleased(exchange.name, index)
+        self._take(self._decide.turn())
         self._reading.discard((exchange.name, index))
         if self._orphaned is not None:
             self._loop.call_soon(self._look_for_more, self._loop.time())  # the next chunk need not wait for the tick
@@ -208,7 +209,7 @@ class MeshEngine:
         self._cancel(self._decide.link_down(node))
         for outbound in self._idle.pop(node, []):
             outbound.close()
-        self._pump()
+        self._go_on()
         self._tick_soon()
 
     def link_dead(self, node: bytes) -> None:
@@ -400,12 +401,27 @@ class MeshEngine:
 
     def fetch_busy(self, fetch: Fetch, load: int) -> None:
         """503."""
+        if self._put_off(fetch):
+            self.stats.busy += 1
+            self._decide.busy(fetch.ask, load, self._loop.time())
+            self._go_on()
+
+    def fetch_absent(self, fetch: Fetch, load: int) -> None:
+        """404."""
+        if self._put_off(fetch):
+            self._decide.absent(fetch.ask, load, self._loop.time())
+            self._go_on()
+
+    def _put_off(self, fetch: Fetch) -> bool:
         if not self._forget_fetch(fetch):
-            return
-        self.stats.busy += 1
+            return False
         if fetch.connection is not None:
             self._idle.setdefault(fetch.ask.peer, []).append(fetch.connection)
-        self._decide.busy(fetch.ask, load, self._loop.time())
+        return True
+
+    def _go_on(self) -> None:
+        """A source fell away: perhaps somebody waits here for what does not come, and others can be asked."""
+        self._take(self._decide.turn())
         self._pump()
 
     def fetch_failed(self, fetch: Fetch, why: Exception) -> None:
@@ -420,7 +436,7 @@ class MeshEngine:
             self._refused(fetch, why)
         if fetch.connection is not None and fetch.connection.usable and fetch.ask.peer in self._near.links:
             self._idle.setdefault(fetch.ask.peer, []).append(fetch.connection)
-        self._pump()
+        self._go_on()
 
     def _proved(self, exchange: Exchange, index: int) -> None:
         peers, asks = self._decide.proved(exchange.name, index)
@@ -480,6 +496,11 @@ class MeshEngine:
             assert isinstance(connection, Inbound)
             self._queued.pop(connection, None)
             connection.refuse(self._decide.load)
+        for waiter in turn.absent:
+            connection = waiter.token
+            assert isinstance(connection, Inbound)
+            self._queued.pop(connection, None)
+            connection.answer(404, "Not Found", f"P2pdist-Load: {self._decide.load}\r\n")
 
     def served(self, connection: Inbound, sent: int, whole: bool) -> None:
         """An answer has ended."""

@@ -35,6 +35,9 @@ class FetchOwner(Protocol):
     def fetch_busy(self, fetch: Fetch, load: int) -> None:
         """503."""
 
+    def fetch_absent(self, fetch: Fetch, load: int) -> None:
+        """404: the chunk is not there (any more)."""
+
     def fetch_failed(self, fetch: Fetch, why: Exception) -> None:
         """It came to nothing."""
 
@@ -135,6 +138,8 @@ class Outbound(asyncio.BufferedProtocol):
             self._finish()
             if head.status == 503:
                 self._owner.fetch_busy(fetch, load)
+            elif head.status == 404:
+                self._owner.fetch_absent(fetch, load)
             else:
                 self._owner.fetch_failed(fetch, ProtocolError(f"the peer answered {head.status}"))
             return

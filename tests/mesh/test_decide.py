@@ -139,7 +139,29 @@ def test_a_request_waits_until_the_chunk_is_whole_and_no_longer() -> None:
 
 def test_a_chunk_that_is_not_even_half_here_is_refused_at_once() -> None:
     decide = decisions(peers="a")
-    assert [waiter.token for waiter in decide.request("token", "a", BLOB, 3, 0, 0).refuse] == ["token"]
+    assert [waiter.token for waiter in decide.request("token", "a", BLOB, 3, 0, 0).absent] == ["token"]
+
+
+def test_whoever_waits_for_a_chunk_whose_source_died_half_way_is_told_that_it_does_not_come() -> None:
+    decide = decisions(peers="ab")
+    decide.peer_has("a", BLOB, 3, 0, 0)
+    (ask,) = decide.pump(0.0)
+    decide.coming(BLOB, 3)
+    assert decide.request("token", "b", BLOB, 3, 0, 0).absent == []  # it waits
+    decide.failed(ask, 0.0, hold=0.0)
+    assert [waiter.token for waiter in decide.turn().absent] == ["token"]
+    told, _ = decide.proved(BLOB, 3)
+    assert "b" in told, "and hears of it again once it is here"
+
+
+def test_a_peer_that_says_a_chunk_is_not_there_is_not_asked_for_it_again() -> None:
+    decide = decisions(peers="a")
+    decide.peer_has("a", BLOB, 3, 0, 0)
+    (ask,) = decide.pump(0.0)
+    decide.absent(ask, 0, 0.0)
+    assert decide.pump(10.0) == []
+    assert decide.missing(10.0) == {}
+    assert 3 in decide.missing(12.0)[BLOB]
 
 
 def test_of_too_many_waiters_the_busiest_is_refused() -> None:
