@@ -21,6 +21,7 @@ from p2pdist import __version__
 from p2pdist.errors import ConfigError, OperationError, ProtocolError, StorageError
 from p2pdist.protocol import limits, messages
 from p2pdist.protocol.messages import FromAgent
+from tracker.announce import AnnounceServer
 from tracker.cluster import Cluster
 from tracker.config import TrackerSettings
 from tracker.enrol import MAX_BODY, Enrolment, open_authority
@@ -84,6 +85,7 @@ class RunningTracker:
                 raise OperationError(f"can't listen on {settings.host}:{settings.port}: {error.strerror}") from error
             stack.push_async_callback(self._close_sessions)
             self.port = runner.addresses[0][1]
+            self.announce = await stack.enter_async_context(AnnounceServer(settings.announce, self._now))
             self._look_at_facts()
             stack.callback(self._stop_looking)
             self._stack = stack.pop_all()

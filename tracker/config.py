@@ -19,6 +19,7 @@ from typing import Any, get_type_hints
 import msgspec
 
 from p2pdist.errors import ConfigError
+from tracker.announce import AnnounceRules
 from tracker.rules import BanRules, ContentRules, SwarmRules, option
 
 ENVIRONMENT = "P2PDIST_TRACKER_"
@@ -65,6 +66,9 @@ class TrackerSettings:
     swarm: SwarmRules = field(default_factory=SwarmRules, metadata={"doc": "leases, credits and neighbours"})
     content: ContentRules = field(default_factory=ContentRules, metadata={"doc": "tags and small content"})
     bans: BanRules = field(default_factory=BanRules, metadata={"doc": "when a node is shut out"})
+    announce: AnnounceRules = field(
+        default_factory=AnnounceRules, metadata={"doc": "a BitTorrent tracker for exported images"}
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,4 +196,5 @@ def _build(values: Mapping[str, Any]) -> TrackerSettings:
         swarm=SwarmRules(**tables.get("swarm", {})),
         content=ContentRules(**tables.get("content", {})),
         bans=BanRules(**tables.get("bans", {})),
+        announce=AnnounceRules(**tables.get("announce", {})),
     )

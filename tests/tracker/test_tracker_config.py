@@ -102,7 +102,7 @@ def test_a_file_that_is_not_there_is_an_error_that_names_it(tmp_path: Path) -> N
 
 def test_the_example_has_every_option_at_its_default(tmp_path: Path) -> None:
     text = example()
-    assert tomllib.loads(text) == {"swarm": {}, "content": {}, "bans": {}}
+    assert tomllib.loads(text) == {"swarm": {}, "content": {}, "bans": {}, "announce": {}}
     uncommented = "\n".join(
         line.removeprefix("# ") if " = " in line and line.startswith("# ") else line
         for line in text.splitlines()
