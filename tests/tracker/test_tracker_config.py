@@ -111,7 +111,8 @@ def test_the_example_has_every_option_at_its_default(tmp_path: Path) -> None:
     assert load(written(tmp_path, uncommented), {}) == TrackerSettings()
     assert all(setting.doc and setting.variable in text for setting in options())
     fields = {field.name for field in dataclasses.fields(TrackerSettings)}
-    assert fields == {setting.name for setting in options() if not setting.table} | {"swarm", "content", "bans"}
+    tables = {"swarm", "content", "bans", "announce"}
+    assert fields == {setting.name for setting in options() if not setting.table} | tables
 
 
 def _assigns(line: str) -> bool:
