@@ -36,7 +36,7 @@ from p2pdist.pki import (
 
 _log = structlog.get_logger("p2pdist.enrol")
 
-TIMEOUT = 10.0  # seconds for one question to a tracker
+TIMEOUT = 30.0  # seconds for one attempt: in a storm of them, giving up early only makes more work
 FIRST_DELAY, LONGEST_DELAY = 0.2, 30.0  # seconds between attempts; doubles
 RENEW_AT = (0.5, 0.66)  # between these parts of its life a certificate is renewed: nodes started together spread out
 _LONGEST_SLEEP = 600.0  # seconds: the clock of a machine that was suspended jumps
