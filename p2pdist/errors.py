@@ -97,6 +97,10 @@ class PeerError(OperationError):
         self.peer = peer
 
 
+class SignerRefused(PeerError):
+    """A chunk signed by somebody whom this node does not believe (any more); who passed it on may be honest."""
+
+
 class TrackerError(OperationError):
     """No tracker answers, or it refuses us."""
 

@@ -164,6 +164,12 @@ class Decisions(Generic[Peer]):
         if blob in neighbour.has and index < self._blobs[blob].count:
             neighbour.has[blob] |= 1 << index
 
+    def useless(self, ask: Ask[Peer]) -> None:
+        """What the peer has of this chunk can't be used here: as if it had none."""
+        neighbour = self._neighbours.get(ask.peer)
+        if neighbour is not None and ask.blob in neighbour.has:
+            neighbour.has[ask.blob] &= ~(1 << ask.index)
+
     def claimed(self, blob: BlobKey, index: int, now: float) -> None:
         """A neighbour reads chunk `index` from upstream on its own, no tracker being there."""
         if blob in self._blobs:

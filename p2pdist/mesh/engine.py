@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 
 import structlog
 
-from p2pdist.errors import PeerError, ProtocolError, StorageError
+from p2pdist.errors import PeerError, ProtocolError, SignerRefused, StorageError
 from p2pdist.mesh.control import ControlLink, OpenBlob
 from p2pdist.mesh.decide import Ask, Decisions, Turn, bits
 from p2pdist.mesh.fetching import Fetch, Outbound
@@ -387,6 +387,9 @@ class MeshEngine:
                 self.stats.chunks_in += 1
             else:
                 self.stats.bytes_redundant += fetch.exchange.length(ask.index)
+        except SignerRefused as error:
+            _log.info("a chunk is taken from elsewhere", peer=ask.peer.hex()[:12], error=str(error))
+            self._decide.useless(ask)
         except (PeerError, ProtocolError) as error:
             self._refused(fetch, error)
         except StorageError as error:

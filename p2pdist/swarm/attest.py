@@ -81,6 +81,10 @@ class Attestor:
             return False
         return until is not None
 
+    def believes(self, signer: Membership, now: float) -> bool:
+        """Whether statements of `signer` count here at all: others may know it longer, or not know of its ban yet."""
+        return self.cluster_key is not None and not self.banned(signer.node, now) and signer.expires > now
+
     def sign(self, digest: str, chunk_size: int, index: int, sha256: bytes) -> Attestation | None:
         """This node's statement; None while it is no member."""
         if self.membership is None:

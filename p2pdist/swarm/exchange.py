@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from p2pdist.errors import DigestMismatch, PeerError, StorageError
+from p2pdist.errors import DigestMismatch, PeerError, SignerRefused, StorageError
 from p2pdist.oci import Digest
 from p2pdist.protocol.chunks import chunk_count, chunk_range
 from p2pdist.protocol.messages import Attestation
@@ -140,7 +140,8 @@ class Exchange:
     def prove(self, receiver: Receiver, attestation: Attestation, peer: bytes) -> bool:
         """Accept the chunk that `receiver` took from `peer` if a member attests just these bytes.
 
-        True: it is proved now. False: it was there already. PeerError: it is refused, and why.
+        True: it is proved now. False: it was there already. PeerError: it is refused, and why; SignerRefused if that
+        is no fault of `peer`'s.
         """
         receiver.close()
         index = receiver.index
@@ -152,7 +153,8 @@ class Exchange:
             )
         fault = self._attestor.fault(attestation, self.name, self.chunk_size, index, self._clock())
         if fault is not None:
-            raise PeerError(f"chunk {index} of {self.name}: the attestation is refused: {fault}", peer=peer.hex())
+            kind = PeerError if self._attestor.believes(attestation.signer, self._clock()) else SignerRefused
+            raise kind(f"chunk {index} of {self.name}: the attestation is refused: {fault}", peer=peer.hex())
         if self._accept(receiver, got, pack(attestation)):
             return True
         if self.sha256(index) != got:
