@@ -8,14 +8,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from p2pdist.errors import StorageError
+from p2pdist.errors import DiskFull, StorageError
 from p2pdist.protocol import messages as wire
 from p2pdist.protocol.chunks import chunk_size_for, valid_chunk_size
-from p2pdist.store import Store
+from p2pdist.store import Staging, Store
 from p2pdist.swarm.attest import Attestor
 from p2pdist.swarm.engine import Engine
 from p2pdist.swarm.exchange import Exchange
 from p2pdist.swarm.finishing import Finisher
+from p2pdist.swarm.seeds import Seeds
 from p2pdist.swarm.tracker import Tracker
 from p2pdist.swarm.transfers import Rollout, Transfer, Transfers
 
@@ -31,6 +32,7 @@ class Joining:
         tracker: Tracker,
         transfers: Transfers,
         finisher: Finisher,
+        seeds: Seeds,
         wait: float,
         clock: Callable[[], float],
     ) -> None:
@@ -41,6 +43,7 @@ class Joining:
         self._tracker = tracker
         self._transfers = transfers
         self._finisher = finisher
+        self._seeds = seeds
         self._wait = wait
         self._clock = clock
 
@@ -99,7 +102,7 @@ class Joining:
             transfer.exchange = None
             await old.close()
         try:
-            staging = await self._store.stage(blob.digest, blob.size, chunk_size)
+            staging = await self._stage(transfer, chunk_size)
         except StorageError as error:
             await self._transfers.end(transfer, error)
             return
@@ -112,6 +115,16 @@ class Joining:
         self._engine.add(exchange)
         transfer.ready.set()
         self._finisher.check(transfer)
+
+    async def _stage(self, transfer: Transfer, chunk_size: int) -> Staging:
+        """An open blob can't be evicted: where there is no room, those that are open for peers make some."""
+        blob = transfer.blob
+        try:
+            return await self._store.stage(blob.digest, blob.size, chunk_size)
+        except DiskFull:
+            if not await self._seeds.release():
+                raise
+        return await self._store.stage(blob.digest, blob.size, chunk_size)
 
 
 def _want_of(transfer: Transfer) -> wire.Want:

@@ -67,7 +67,9 @@ class Seeds:
         except InputError:
             return
         stored = self._store.find(parsed)
-        if stored is not None and stored.size == size and valid_chunk_size(size, chunk_size):
+        if stored is None:
+            self._tracker.send(wire.Drops([digest]))  # evicted since the tracker was told of it
+        elif stored.size == size and valid_chunk_size(size, chunk_size):
             self._opening.add(digest)
             self._scope.spawn(self._seed(parsed, chunk_size))
 
@@ -84,6 +86,13 @@ class Seeds:
             _log.warning("a stored blob can't be served to peers", digest=str(digest), error=str(error))
         finally:
             self._opening.discard(str(digest))
+
+    async def release(self) -> bool:
+        """Let go of all, so that the store may evict them; a neighbour that asks gets what is left. False: of none."""
+        released = bool(self._open)
+        self.withdraw()
+        await self.close()
+        return released
 
     def withdraw(self) -> None:
         """Out of the engine; peers are served no longer."""

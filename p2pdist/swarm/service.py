@@ -63,7 +63,7 @@ class SwarmService:
         doubt = Doubt(engine, attestor, tracker, self._reader, clock)
         finisher = Finisher(store, tracker, self._transfers, self._seeds, doubt, self._scope)
         self._joining = Joining(
-            store, engine, attestor, tracker, self._transfers, finisher, settings.join_seconds, clock
+            store, engine, attestor, tracker, self._transfers, finisher, self._seeds, settings.join_seconds, clock
         )
         self._rescue = Rescue(engine, tracker, self._transfers, self._reader, self._joining, self._scope, settings)
 

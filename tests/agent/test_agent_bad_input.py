@@ -259,3 +259,13 @@ async def test_a_disk_that_fills_while_peers_send_is_answered_404_at_once(tmp_pa
             fleet.nodes.remove(node)
         finally:
             subprocess.run(["umount", "-l", str(small)], check=True)
+
+
+async def test_blobs_that_are_open_for_peers_make_room_for_new_ones(tmp_path: Path) -> None:
+    async with FakeRegistry() as registry, Fleet(tmp_path, registry) as fleet:
+        node = await fleet.start(
+            node=NodeConfig(name="n", data_dir=tmp_path / "n", max_store_bytes=10 * MIB, shutdown_seconds=1.0)
+        )
+        for number in range(4):  # 4 x 4 MiB through 10 MiB; each is kept open for peers when it is done
+            image = registry.add_image("app/a", f"{number}", [noise(4 * MIB, number)])
+            await fleet.pull(node, image, f"{number}")
