@@ -46,7 +46,17 @@ Answer = Callable[["Rogue", Request], Awaitable[None]]
 class Rogue:
     """An asynchronous context manager. `blobs`: digest -> its true bytes; it claims to have every chunk of them."""
 
-    def __init__(self, fleet: Fleet, directory: Path, blobs: dict[str, bytes], answer: Answer, host: str) -> None:
+    def __init__(
+        self,
+        fleet: Fleet,
+        directory: Path,
+        blobs: dict[str, bytes],
+        answer: Answer,
+        host: str,
+        *,
+        says: tuple[str, int] | None = None,
+    ) -> None:
+        self._says = says  # where it says that it is reached
         self.key = Ed25519PrivateKey.generate()
         self.attestor = Attestor(self.key)
         self.node = self.attestor.node
@@ -68,7 +78,7 @@ class Rogue:
         self.server = await asyncio.start_server(self._serve, self._host, 0, ssl=self.tls.server)
         self.port = self.server.sockets[0].getsockname()[1]
         self.client = TrackerClient(
-            [tracker.url], self.key, "rogue", self._host, self.port, {},
+            [tracker.url], self.key, "rogue", *(self._says or (self._host, self.port)), {},
             on_message=self._hear, on_state=lambda up: None, tls=self.tls.client,
         )  # fmt: skip
         self._spawn(self.client.run())

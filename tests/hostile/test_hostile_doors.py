@@ -235,3 +235,17 @@ async def test_no_secret_is_in_status_or_metrics(tmp_path: Path) -> None:
         for secret in (fleet.token.split(".")[2].encode(), key, key.hex().encode()):
             assert secret not in shown
         assert b"'insecure': False" in shown and b"'member': True" in shown
+
+
+async def test_a_member_that_gives_anothers_address_as_its_own_is_linked_by_nobody(tmp_path: Path) -> None:
+    """Else it could make others take an honest node's traffic, and blame, for its own."""
+    async with FakeRegistry() as registry, Fleet(tmp_path, registry) as fleet:
+        image = registry.add_image("app/a", "1", [noise(MIB, 1)])
+        victim, other = await fleet.start(), await fleet.start()
+        blobs = {str(layer): image.blobs[layer] for layer in image.layers}
+        where = (victim.config.peer.host, victim.agent._engine.port)
+        async with Rogue(fleet, tmp_path / "rogue", blobs, has_nothing, "127.0.0.99", says=where) as rogue:
+            await asyncio.gather(fleet.pull(victim, image), fleet.pull(other, image))
+            assert rogue.asked == 0
+            for node in (victim, other):
+                assert rogue.node not in {peer.node for peer in node.agent._engine.links()}
