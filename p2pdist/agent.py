@@ -27,6 +27,7 @@ from p2pdist.errors import OperationError, StorageError, TrackerError
 from p2pdist.mesh.engine import MeshEngine, MeshSettings
 from p2pdist.mesh.network import TcpNetwork
 from p2pdist.mirror import MirrorServer, MirrorSettings
+from p2pdist.oci import Reference
 from p2pdist.protocol import messages as wire
 from p2pdist.pull import Pull, PullSettings
 from p2pdist.signature_source import SharedSource
@@ -125,7 +126,8 @@ class Agent:
             else:
                 self._swarms.tracker_state(False)
             self._mirror = await stack.enter_async_context(self._make_mirror())
-            await stack.enter_async_context(AdminServer(config.admin_socket, self.status, self._make_metrics()))
+            admin = AdminServer(config.admin_socket, self.status, self._make_metrics(), self._import)
+            await stack.enter_async_context(admin)
             if ready is not None:
                 ready(AgentStatus(config.mirror.host, self._mirror.port, self._engine.port, self._attestor.node.hex()))
             _log.info("ready", mirror=self._mirror.port, peers=self._engine.port, data=str(config.node.data_dir))
@@ -178,6 +180,15 @@ class Agent:
             stop=self._config.node.shutdown_seconds,
         )
         return MirrorServer(self._pull, settings, host=mirror.host, port=mirror.port, on_served=self._served.add)
+
+    async def _import(self, directory: Path, name: str | None) -> list[tuple[str, str]]:
+        """Take the images of an OCI layout into the store; their names and digests."""
+        from p2pdist.torrent.import_ import import_layout  # here: most agents never import
+
+        imported = await import_layout(self._store, directory, reference=Reference.parse(name) if name else None)
+        for blob in imported.stored:
+            self._swarms.stored(blob)
+        return [(image, str(digest)) for image, digest in imported.images]
 
     # --- what it is doing ----------------------------------------------------------------------------------------
 

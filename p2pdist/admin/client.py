@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,11 @@ _MAX_ANSWER = 16 * 1024 * 1024
 
 
 class AdminError(OperationError):
-    """No agent answers on the admin socket, or what answers is none."""
+    """No agent answers on the admin socket, what answers is none, or it says that something did not work."""
+
+
+class NoAgent(AdminError):
+    """No agent answers on the admin socket."""
 
 
 class AdminClient:
@@ -46,18 +51,28 @@ class AdminClient:
         """What `GET /metrics` says: Prometheus text. Raises AdminError."""
         return (await self._get("/metrics")).decode(errors="replace")
 
-    async def _get(self, path: str) -> bytes:
+    async def import_image(self, directory: Path, name: str | None) -> list[tuple[str, str]]:
+        """Have the agent take the images of an OCI layout; their names and digests. Raises AdminError."""
+        raw = await self._get("/import", {"directory": str(directory), "name": name})
+        try:
+            return msgspec.json.decode(raw, type=list[tuple[str, str]])
+        except msgspec.DecodeError as error:
+            raise AdminError(f"{self._path}: what answers is no p2pdist agent: {error}") from error
+
+    async def _get(self, path: str, body_sent: Mapping[str, Any] | None = None) -> bytes:
         if self._session is None:
             raise AdminError("the client isn't open")
+        method = "GET" if body_sent is None else "POST"
         try:
-            async with self._session.get(f"http://agent{path}") as answer:
+            async with self._session.request(method, f"http://agent{path}", json=body_sent) as answer:
                 if answer.status != 200:
-                    raise AdminError(f"{self._path}: the agent answers {answer.status} to {path}")
+                    said = "" if body_sent is None else (await answer.content.read(4096)).decode(errors="replace")
+                    raise AdminError(said or f"{self._path}: the agent answers {answer.status} to {path}")
                 body = await answer.content.read(_MAX_ANSWER + 1)
                 while body and not answer.content.at_eof() and len(body) <= _MAX_ANSWER:
                     body += await answer.content.read(_MAX_ANSWER + 1 - len(body))
         except (FileNotFoundError, ConnectionRefusedError, aiohttp.ClientConnectorError) as error:
-            raise AdminError(
+            raise NoAgent(
                 f"no agent answers at {self._path}; start one with `p2pdist up`, or say where it is with --socket"
             ) from error
         except PermissionError as error:

@@ -2,6 +2,7 @@
 
     GET /status   what the agent is doing, as JSON
     GET /metrics  the same for Prometheus
+    POST /import  {"directory": an OCI layout, "name": what the image is called or null}: takes its images
 
 There is no other access control: the socket's mode (0600) is it, and it holds from the moment the socket exists.
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
@@ -21,7 +22,14 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
-from p2pdist.errors import StorageError
+from p2pdist.errors import InputError, P2pdistError, StorageError
+
+Importer = Callable[[Path, "str | None"], Awaitable[Sequence[tuple[str, str]]]]
+
+
+class _Import(msgspec.Struct):
+    directory: str
+    name: str | None = None
 
 
 class AdminServer:
@@ -31,8 +39,15 @@ class AdminServer:
     answers on it or it can't be made.
     """
 
-    def __init__(self, path: Path, status: Callable[[], Mapping[str, Any]], metrics: CollectorRegistry) -> None:
+    def __init__(
+        self,
+        path: Path,
+        status: Callable[[], Mapping[str, Any]],
+        metrics: CollectorRegistry,
+        importer: Importer | None = None,
+    ) -> None:
         self._path = path
+        self._importer = importer
         self._status = status
         self._metrics = metrics
         self._runner: web.AppRunner | None = None
@@ -41,6 +56,8 @@ class AdminServer:
         app = web.Application()
         app.router.add_get("/status", self._answer_status)
         app.router.add_get("/metrics", self._answer_metrics)
+        if self._importer is not None:
+            app.router.add_post("/import", self._answer_import)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
         await runner.setup()
         try:
@@ -69,6 +86,17 @@ class AdminServer:
     async def _answer_metrics(self, request: web.Request) -> web.Response:
         encode, content_type = choose_encoder(request.headers.get("Accept", ""))
         return web.Response(body=encode(self._metrics), headers={"Content-Type": content_type})
+
+    async def _answer_import(self, request: web.Request) -> web.Response:
+        assert self._importer is not None
+        try:
+            asked = msgspec.json.decode(await request.read(), type=_Import)
+            images = await self._importer(Path(asked.directory), asked.name)
+        except msgspec.DecodeError as error:
+            return web.Response(status=400, text=f"not a question that this agent knows: {error}")
+        except P2pdistError as error:
+            return web.Response(status=400 if isinstance(error, InputError) else 500, text=str(error))
+        return web.Response(body=msgspec.json.encode(images), content_type="application/json")
 
 
 def _listen(path: Path) -> socket.socket:

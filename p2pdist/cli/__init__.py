@@ -11,6 +11,7 @@ from p2pdist.cli.demo import demo
 from p2pdist.cli.doctor import doctor
 from p2pdist.cli.policy import policy
 from p2pdist.cli.status import status
+from p2pdist.cli.torrent import torrent
 from p2pdist.cli.up import up
 from p2pdist.cli.verify import verify
 from p2pdist.cli.version import version
@@ -25,6 +26,7 @@ app = typer.Typer(
 for command in (up, agent, demo, status, verify, doctor, version):
     app.command()(command)
 app.add_typer(policy, name="policy")
+app.add_typer(torrent, name="torrent")
 
 
 def main() -> None:
