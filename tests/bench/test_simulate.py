@@ -42,6 +42,6 @@ def test_no_link_is_ever_asked_for_more_than_it_has_and_every_transfer_is_held_b
 def test_a_small_rollout_comes_near_the_limit_with_one_copy_from_upstream(more: list[str]) -> None:
     argv = [sys.executable, str(SIMULATE), "--nodes", "10", "--size", "16", "--chunk", "64", "--json", *more]
     result = json.loads(subprocess.run(argv, check=True, capture_output=True, text=True, timeout=100).stdout)
-    assert 1.0 <= result["p50_ratio"] < 1.2
+    assert 1.0 <= result["p50_ratio"] < (1.6 if more else 1.2)
     assert result["last_ratio"] < (1.6 if more else 1.2)
     assert result["egress_ratio"] < (1.1 if more else 1.01)
