@@ -52,12 +52,21 @@ class _Case:
 
 
 @dataclass(slots=True)
+class _Suspect:
+    """It sent wrong blocks; the word that it disowned the chunk may still be on its way. `since`: of the first look."""
+
+    verdict: Verdict
+    since: float | None = None
+
+
+@dataclass(slots=True)
 class Blame:
     """The senders of each block that is on its way or came, and the chunks that were refused."""
 
     _senders: dict[int, dict[int, dict[Sender, bool]]] = field(default_factory=dict)  # -> it had claimed the chunk
     _disowned: dict[bytes, int] = field(default_factory=dict)  # bit masks of chunks
     _cases: list[_Case] = field(default_factory=list)
+    _suspects: list[_Suspect] = field(default_factory=list)
     _strikes: Counter[Sender] = field(default_factory=Counter)
     _excuses: Counter[Sender] = field(default_factory=Counter)
 
@@ -94,7 +103,10 @@ class Blame:
         return Verdict(sender, index, "it sent a chunk that is not what it attests")
 
     def proved(self, index: int, data: bytes) -> list[Verdict]:
-        """Chunk `index` is proved to be `data`: who sent other blocks of it before."""
+        """Chunk `index` is proved to be `data`: who sent other blocks of it before.
+
+        A node that could still disown it is judged by `overdue`, when its word has had the time to come.
+        """
         self._senders.pop(index, None)
         cases = [case for case in self._cases if case.index == index]
         if not cases:
@@ -113,6 +125,9 @@ class Blame:
         if not sender.node:  # a peer that speaks nothing but BitTorrent can disown nothing
             self._strikes[sender] += 1
             return Verdict(sender, index, why) if self._strikes[sender] >= _STRIKES else None
+        if not self._disowned.get(sender.node, 0) >> index & 1:
+            self._suspects.append(_Suspect(Verdict(sender, index, why)))
+            return None
         return None if self._excused(sender, index) else Verdict(sender, index, why)
 
     def _excused(self, sender: Sender, index: int) -> bool:
@@ -124,7 +139,7 @@ class Blame:
 
     def overdue(self, now: float) -> list[Verdict]:
         """Senders that neither answered for what was refused nor disowned it, again and again."""
-        verdicts: list[Verdict] = []
+        verdicts = self._guilty(now)
         for case in self._cases:
             sender = case.only_sender()
             if case.struck or sender is None or now - case.at < _PATIENCE:
@@ -137,6 +152,19 @@ class Blame:
                 verdicts.append(Verdict(sender, case.index, f"it sent {_STRIKES} wrong chunks and answers for none"))
         self._cases = [case for case in self._cases if now - case.at < 60 * _PATIENCE]
         return verdicts
+
+    def _guilty(self, now: float) -> list[Verdict]:
+        """The suspects that disowned nothing in time."""
+        due: list[Verdict] = []
+        waiting: list[_Suspect] = []
+        for suspect in self._suspects:
+            suspect.since = now if suspect.since is None else suspect.since
+            if now - suspect.since < _PATIENCE:
+                waiting.append(suspect)
+            elif not self._excused(suspect.verdict.sender, suspect.verdict.index):
+                due.append(suspect.verdict)
+        self._suspects = waiting
+        return due
 
 
 def _hashes(data: bytes) -> Sequence[bytes]:

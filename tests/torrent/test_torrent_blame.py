@@ -75,7 +75,20 @@ def test_of_two_senders_the_one_whose_block_differs_is_blamed_once_the_right_byt
     _came(blame, 3, LIAR, claimed=False, blocks=range(3, 4))
     assert blame.refused(3, GOOD[: 3 * BLOCK] + BAD[:BLOCK], 0.0) is None
     assert blame.overdue(10.0) == []
-    assert [verdict.sender for verdict in blame.proved(3, GOOD)] == [LIAR]
+    assert blame.proved(3, GOOD) == []  # it may have disowned it: the word takes its time
+    assert blame.overdue(11.0) == []
+    assert [verdict.sender for verdict in blame.overdue(13.1)] == [LIAR]
+    assert blame.overdue(20.0) == []
+
+
+def test_who_disowns_a_chunk_just_after_the_right_bytes_were_proved_is_not_blamed() -> None:
+    blame = Blame()
+    _came(blame, 3, HONEST, claimed=False)
+    assert blame.refused(3, BAD, 0.0) is None
+    assert blame.proved(3, GOOD) == []
+    assert blame.overdue(0.1) == []
+    blame.disowned(HONEST.node, 3)
+    assert blame.overdue(10.0) == []
 
 
 def test_bytes_that_were_refused_by_a_false_attestation_blame_nobody_when_they_turn_out_right() -> None:
