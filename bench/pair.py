@@ -33,6 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 import warm
 from lab.process import LabError, Process
+from lab.session import run_in_own_session
 
 GOAL = 0.5
 MIB = 1 << 20
@@ -234,6 +235,10 @@ def _main() -> int:
     if missing:
         print(f"pair.py: {' and '.join(missing)} not found", file=sys.stderr)
         return 2
+    return run_in_own_session(lambda: _run(options))
+
+
+def _run(options: argparse.Namespace) -> int:
     try:
         where = options.directory or Path("/dev/shm")
         with tempfile.TemporaryDirectory(prefix="p2pdist-pair-", dir=where) as directory:

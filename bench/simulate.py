@@ -471,7 +471,7 @@ class Simulation:
             "egress_ratio": round(self.read / self.count, 3),
             "redundant_ratio": round(self.counts["redundant"] / self.count / alive, 4),
             "tracker_messages_per_chunk": round(
-                (self.counts["to tracker"] + self.counts["from tracker"] - 4 * n) / self.count, 2
+                (self.counts["to tracker"] + self.counts["from tracker"] - 3 * n) / self.count, 2
             ),
             "tracker_messages_per_node": round((self.counts["to tracker"] + self.counts["from tracker"]) / n, 2),
             "have_per_node_and_chunk": round(self.counts["have"] / self.count / n, 2),
