@@ -35,11 +35,15 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class ClientSettings:
-    """`listen`: address and port, 0: any. `peers`: (address, port) to ask first. `max_bytes`: of a torrent taken."""
+    """`listen`: address and port, 0: any. `peers`: (address, port) to ask first. `max_bytes`: of a torrent taken.
+
+    `discover`: find peers on this network segment (local service discovery).
+    """
 
     listen: str = "0.0.0.0:0,[::]:0"
     peers: tuple[tuple[str, int], ...] = ()
     max_bytes: int = 200 * 1024**3
+    discover: bool = True
 
 
 def is_magnet(text: str) -> bool:
@@ -58,7 +62,7 @@ def download(what: str, directory: Path, settings: ClientSettings, report: Calla
         StorageError: the disk.
         OperationError: given up.
     """
-    with _running(what, directory, settings) as (session, handle):
+    with _running(what, directory, settings, 0) as (session, handle):
         sized = False
         while True:
             status = handle.status()
@@ -83,7 +87,7 @@ def seed(file: Path, directory: Path, settings: ClientSettings, report: Callable
     Raises:
         InputError, StorageError: as `download`; also when the files are not those of the torrent.
     """
-    with _running(str(file), directory, settings) as (session, handle):
+    with _running(str(file), directory, settings, lt.torrent_flags.upload_mode) as (session, handle):
         checked = False
         while True:
             status = handle.status()
@@ -100,25 +104,28 @@ def seed(file: Path, directory: Path, settings: ClientSettings, report: Callable
 
 
 @contextmanager
-def _running(what: str, directory: Path, settings: ClientSettings) -> Iterator[tuple[lt.session, lt.torrent_handle]]:
+def _running(
+    what: str, directory: Path, settings: ClientSettings, flags: int
+) -> Iterator[tuple[lt.session, lt.torrent_handle]]:
     parameters = _read(what)
     parameters.save_path = str(directory)
     parameters.peers = [*parameters.peers, *settings.peers]
-    parameters.flags = lt.torrent_flags.default_flags & ~(lt.torrent_flags.auto_managed | lt.torrent_flags.paused)
+    managed = lt.torrent_flags.auto_managed | lt.torrent_flags.paused
+    parameters.flags = lt.torrent_flags.default_flags & ~managed | flags
     session_parameters = lt.session_params()
-    session_parameters.settings = _settings(settings.listen)
+    session_parameters.settings = _settings(settings)
     session = lt.session(session_parameters)
     yield session, session.add_torrent(parameters)
 
 
-def _settings(listen: str) -> settings_pack:
+def _settings(settings: ClientSettings) -> settings_pack:
     category = lt.alert_category
     return {
-        "listen_interfaces": listen,
+        "listen_interfaces": settings.listen,
         "enable_dht": False,
         "enable_upnp": False,
         "enable_natpmp": False,
-        "enable_lsd": True,
+        "enable_lsd": settings.discover,
         "allow_multiple_connections_per_ip": True,
         "alert_mask": category.error | category.storage | category.status,
         "stop_tracker_timeout": 1,
