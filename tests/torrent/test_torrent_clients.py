@@ -80,12 +80,12 @@ async def test_aria2_takes_an_export_through_our_tracker_and_every_files_digest_
     async with AnnounceServer(AnnounceRules(port=_free_port()), lambda: asyncio.get_running_loop().time()) as tracker:
         url = f"http://127.0.0.1:{tracker.port}/announce"
         made = await export_image(Source(IMAGE), REFERENCE, tmp_path / "image.oci", trackers=[url])
-        async with seeding(made):
-            async with (
-                _aria2(_free_port(), "--seed-time=0", f"--dir={tmp_path / 'got'}", made.file) as client,
-                asyncio.timeout(60),
-            ):
-                assert await client.wait() == 0
+        async with (
+            seeding(made),
+            _aria2(_free_port(), "--seed-time=0", f"--dir={tmp_path / 'got'}", made.file) as client,
+            asyncio.timeout(60),
+        ):
+            assert await client.wait() == 0
     assert _digests_match(tmp_path / "got" / "image.oci")
 
 
