@@ -55,16 +55,21 @@ class Upkeep:
             parts.torrents.settle(live)
         for verdict in live.blame.overdue(now):
             self._justice.condemn(live, verdict)
+        self._look_at_pieces(live, now)
+        parts.maps.look(live, now)
+        self._dials.look(live)
+
+    def _look_at_pieces(self, live: Live, now: float) -> None:
+        parts = self._parts
         for index, given in list(live.given.items()):
             if now - given > _GIVEN:
                 parts.torrents.give(live, index)
         parts.torrents.flush(live, now)
         parts.prover.look_again(live)
-        parts.maps.look(live, now)
-        self._dials.look(live)
 
     def _look_at_finished(self, live: Live, now: float) -> None:
         """Serve on from the scratch file to those that are connected; then from the blob, on demand."""
+        self._look_at_pieces(live, now)  # what came last is to be answered for, too
         if not self._parts.near.unfinished(live) or now - live.moved > _LINGER:
             live.fetching = False
             live.dirty = True

@@ -87,6 +87,23 @@ def test_a_piece_that_is_not_in_the_file_yet_is_looked_at_again_and_nobody_is_bl
     run_case(tmp_path, case)
 
 
+def test_a_node_that_stores_the_blob_at_once_still_answers_for_its_last_chunk(tmp_path: Path) -> None:
+    async def case(lab: Lab, network: TorrentOnLoopback) -> None:
+        first, second = await lab.node("first"), await lab.node("second")
+        exchange, other = await lab.fetch(first, DATA, CHUNK), await lab.fetch(second, DATA, CHUNK)
+        lab.link_all()
+        for index in range(COUNT - 1):
+            lab.give(first, DATA, index)
+        await until(lambda: other.have.bit_count() == COUNT - 1)
+        await until(lambda: live_of(first).current is not None)
+        live_of(first).flushed_at = asyncio.get_running_loop().time() + 1.0  # its barrier is not due for a while
+        lab.give(first, DATA, COUNT - 1)
+        await exchange.commit(first.store)
+        await until(lambda: other.whole, seconds=10.0)
+
+    run_case(tmp_path, case)
+
+
 def test_the_loop_is_not_kept_busy_for_50_ms_while_data_moves(tmp_path: Path) -> None:
     size, chunk = 48 * 1024 * 1024, 256 * 1024
     data = random.Random(6).randbytes(size)
