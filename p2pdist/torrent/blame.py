@@ -3,19 +3,19 @@
 In a cold swarm libtorrent passes pieces on before they are proved, and several peers may send blocks of one. So a
 wrong chunk proves nothing against whoever sent it: an honest node may have passed on what it was about to refuse. Two
 rules make it exact: a node that says that it proved a chunk (Have) answers for every block of it that it is asked for
-afterwards; and a node that refuses a chunk says so (Bad) to whoever may have got it. A peer that does neither, or says
-Bad too often, is left alone as well.
+afterwards; and a node that refuses or drops a chunk unproved says so (Bad) to whoever may have got it, before it can
+say Have. A peer that does neither, or says Bad too often, is left alone but not accused.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 BLOCK = 16 * 1024  # bytes of a block, the unit of BitTorrent's requests
-_PATIENCE = 2.0  # seconds in which a sender must either answer for a refused chunk or disown it
+_PATIENCE = 3.0  # seconds in which a sender must either answer for a wrong chunk or disown it
 _STRIKES = 2  # refused chunks that it did neither for
 _EXCUSES = 8  # refused chunks that it disowned
 
@@ -30,11 +30,12 @@ class Sender:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """`sender` is to be left alone; why."""
+    """`sender` is to be left alone; why. `certain`: it lied, and may be accused of it."""
 
     sender: Sender
     index: int
     why: str
+    certain: bool
 
 
 @dataclass(slots=True)
@@ -59,6 +60,15 @@ class _Suspect:
     since: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Wrong:
+    """`sender` sent a block of a chunk that is proved to be another."""
+
+    sender: Sender
+    index: int
+    at: float
+
+
 @dataclass(slots=True)
 class Blame:
     """The senders of each block that is on its way or came, and the chunks that were refused."""
@@ -66,6 +76,7 @@ class Blame:
     _senders: dict[int, dict[int, dict[Sender, bool]]] = field(default_factory=dict)  # -> it had claimed the chunk
     _disowned: dict[bytes, int] = field(default_factory=dict)  # bit masks of chunks
     _cases: list[_Case] = field(default_factory=list)
+    _wrong: list[_Wrong] = field(default_factory=list)
     _suspects: list[_Suspect] = field(default_factory=list)
     _strikes: Counter[Sender] = field(default_factory=Counter)
     _excuses: Counter[Sender] = field(default_factory=Counter)
@@ -97,16 +108,14 @@ class Blame:
         case = _Case(index, [(h, frozenset(known.get(k, ()))) for k, h in enumerate(_hashes(data))], now)
         self._cases.append(case)
         sender = case.only_sender()
-        if sender is None or not all(senders.get(sender) for senders in known.values()) or self._excused(sender, index):
+        claimed = sender is not None and all(senders.get(sender) for senders in known.values())
+        if sender is None or not claimed or self._excused(sender, index):
             return None
         self._cases.remove(case)
-        return Verdict(sender, index, "it sent a chunk that is not what it attests")
+        return Verdict(sender, index, "it sent a chunk that is not what it attests", certain=True)
 
-    def proved(self, index: int, data: bytes) -> list[Verdict]:
-        """Chunk `index` is proved to be `data`: who sent other blocks of it before.
-
-        A node that could still disown it is judged by `overdue`, when its word has had the time to come.
-        """
+    def proved(self, index: int, data: bytes, now: float) -> list[Verdict]:
+        """Chunk `index` is proved to be `data`: who sent other blocks of it before."""
         self._senders.pop(index, None)
         cases = [case for case in self._cases if case.index == index]
         if not cases:
@@ -118,53 +127,61 @@ class Blame:
             for (got, senders), wanted in zip(case.blocks, right, strict=False):
                 if got != wanted and len(senders) == 1:
                     guilty.update(dict.fromkeys(senders))
-        why = "it sent blocks of a chunk that turned out to be others"
-        return [verdict for sender in guilty if (verdict := self._judged(sender, index, why)) is not None]
+        self._wrong += [_Wrong(sender, index, now) for sender in guilty if sender.node]
+        strangers = [sender for sender in guilty if not sender.node]  # they speak BitTorrent only, and disown nothing
+        return [verdict for sender in strangers if (verdict := self._strike(sender, index)) is not None]
 
-    def _judged(self, sender: Sender, index: int, why: str) -> Verdict | None:
-        if not sender.node:  # a peer that speaks nothing but BitTorrent can disown nothing
-            self._strikes[sender] += 1
-            return Verdict(sender, index, why) if self._strikes[sender] >= _STRIKES else None
-        if not self._disowned.get(sender.node, 0) >> index & 1:
-            self._suspects.append(_Suspect(Verdict(sender, index, why)))
-            return None
-        return None if self._excused(sender, index) else Verdict(sender, index, why)
+    def overdue(self, now: float, claims: Callable[[bytes, int], bool]) -> list[Verdict]:
+        """Those that had time to disown what they sent, and did not. `claims`: a node says that it proved a chunk."""
+        verdicts: list[Verdict | None] = []
+        for wrong in [wrong for wrong in self._wrong if now - wrong.at >= _PATIENCE]:
+            self._wrong.remove(wrong)
+            sender, index = wrong.sender, wrong.index
+            if self._disowns(sender, index):
+                verdicts.append(self._excuse(sender, index))
+            elif claims(sender.node, index):
+                why = "it sent other blocks of a chunk than those that it answers for"
+                verdicts.append(Verdict(sender, index, why, certain=True))
+            else:
+                verdicts.append(self._strike(sender, index))
+        for case in [case for case in self._cases if not case.struck and now - case.at >= _PATIENCE]:
+            case.struck = True
+            only = case.only_sender()
+            if only is not None and self._disowns(only, case.index):
+                verdicts.append(self._excuse(only, case.index))
+            elif only is not None and not claims(only.node, case.index):
+                verdicts.append(self._strike(only, case.index))
+        self._cases = [case for case in self._cases if now - case.at < 60 * _PATIENCE]
+        return [verdict for verdict in verdicts if verdict is not None]
+
+    def left(self, node: bytes) -> None:
+        """`node` is gone, and can disown nothing any more."""
+        for wrong in self._wrong:
+            if wrong.sender.node == node:
+                self._excuses[wrong.sender] += 1
+        self._wrong = [wrong for wrong in self._wrong if wrong.sender.node != node]
+        for case in self._cases:
+            only = case.only_sender()
+            case.struck = case.struck or (only is not None and only.node == node)
+
+    def _disowns(self, sender: Sender, index: int) -> bool:
+        return bool(self._disowned.get(sender.node, 0) >> index & 1)
 
     def _excused(self, sender: Sender, index: int) -> bool:
         """It disowned the chunk, and has not done so too often."""
-        if not self._disowned.get(sender.node, 0) >> index & 1:
-            return False
+        return self._disowns(sender, index) and self._excuse(sender, index) is None
+
+    def _excuse(self, sender: Sender, index: int) -> Verdict | None:
         self._excuses[sender] += 1
-        return self._excuses[sender] <= _EXCUSES
+        if self._excuses[sender] <= _EXCUSES:
+            return None
+        return Verdict(sender, index, "too much of what it sends turns out wrong", certain=False)
 
-    def overdue(self, now: float) -> list[Verdict]:
-        """Senders that neither answered for what was refused nor disowned it, again and again."""
-        verdicts = self._guilty(now)
-        for case in self._cases:
-            sender = case.only_sender()
-            if case.struck or sender is None or now - case.at < _PATIENCE:
-                continue
-            case.struck = True
-            if self._excused(sender, case.index):
-                continue
-            self._strikes[sender] += 1
-            if self._strikes[sender] == _STRIKES or self._excuses[sender] > _EXCUSES:
-                verdicts.append(Verdict(sender, case.index, f"it sent {_STRIKES} wrong chunks and answers for none"))
-        self._cases = [case for case in self._cases if now - case.at < 60 * _PATIENCE]
-        return verdicts
-
-    def _guilty(self, now: float) -> list[Verdict]:
-        """The suspects that disowned nothing in time."""
-        due: list[Verdict] = []
-        waiting: list[_Suspect] = []
-        for suspect in self._suspects:
-            suspect.since = now if suspect.since is None else suspect.since
-            if now - suspect.since < _PATIENCE:
-                waiting.append(suspect)
-            elif not self._excused(suspect.verdict.sender, suspect.verdict.index):
-                due.append(suspect.verdict)
-        self._suspects = waiting
-        return due
+    def _strike(self, sender: Sender, index: int) -> Verdict | None:
+        self._strikes[sender] += 1
+        if self._strikes[sender] < _STRIKES:
+            return None
+        return Verdict(sender, index, "it sends wrong chunks and answers for none", certain=False)
 
 
 def _hashes(data: bytes) -> Sequence[bytes]:

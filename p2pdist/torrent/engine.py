@@ -220,6 +220,7 @@ class TorrentEngine:
             self._left(live, link.node)
 
     def _left(self, live: Live, node: bytes) -> None:
+        live.blame.left(node)
         self._dials.gone(live, node)
         self._parts.maps.gone(live, node)
 
@@ -325,7 +326,7 @@ class TorrentEngine:
         self._parts.stats.chunks_in += 1
         live.proofs.pop(index, None)
         live.needs.pop(index, None)
-        for verdict in live.blame.proved(index, data):
+        for verdict in live.blame.proved(index, data, self._loop.time()):
             self._justice.condemn(live, verdict)
         if live.sound >> index & 1:
             self.sound(live, index)
@@ -354,7 +355,8 @@ class TorrentEngine:
         """See `ProverOwner`."""
         self._parts.stats.refused += 1
         link = self._parts.links.neighbours.get(node)
-        self._justice.condemn(live, Verdict(Sender(node, link.host if link is not None else ""), index, why))
+        sender = Sender(node, link.host if link is not None else "")
+        self._justice.condemn(live, Verdict(sender, index, why, certain=True))
 
     # --- what libtorrent says ------------------------------------------------------------------------------------
 
@@ -363,6 +365,11 @@ class TorrentEngine:
         if not live.gone:
             self._open(live)
             self._dials.look(live)
+
+    def dropped(self, live: Live, indexes: Iterable[int]) -> None:
+        """See `TorrentsOwner`."""
+        for index in indexes:
+            self._parts.tell(live, wire.Bad(live.number, index))
 
     def arrived(self, live: Live, index: int) -> None:
         """See `TorrentsOwner`."""

@@ -79,7 +79,8 @@ class Justice:
         if sender.node:
             self.ban(sender.node, settings.ban)
             self._parts.maps.distrusted(live, sender.node)
-            self._parts.host.peer_lied(sender.node, live.exchange, verdict.index, verdict.why)
+            if verdict.certain:
+                self._parts.host.peer_lied(sender.node, live.exchange, verdict.index, verdict.why)
 
     def look(self, now: float) -> None:
         """Time passed."""

@@ -9,7 +9,7 @@ loaded again with the proved ones.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Protocol, TypeVar
@@ -39,6 +39,9 @@ class TorrentsOwner(Protocol):
 
     def torrents_changed(self, live: Live) -> None:
         """Other torrents of the blob take peers now."""
+
+    def dropped(self, live: Live, indexes: Iterable[int]) -> None:
+        """libtorrent had these pieces and forgot them before they were proved."""
 
     def arrived(self, live: Live, index: int) -> None:
         """libtorrent has all of a piece."""
@@ -117,6 +120,7 @@ class Torrents:
                         await self._unload(live, kind, loaded)
                 if not live.loaded:
                     live.dirty = False
+                    self._owner.dropped(live, bits(live.arrived & ~live.sound))
                     live.reset()
                     if live.scratch >= 0 and not live.fetching:
                         await self._in_thread(live.close_scratch)

@@ -53,14 +53,14 @@ class Upkeep:
         if live.retry_at is not None and live.retry_at <= now:
             live.retry_at = None
             parts.torrents.settle(live)
-        for verdict in live.blame.overdue(now):
-            self._justice.condemn(live, verdict)
         self._look_at_pieces(live, now)
         parts.maps.look(live, now)
         self._dials.look(live)
 
     def _look_at_pieces(self, live: Live, now: float) -> None:
         parts = self._parts
+        for verdict in live.blame.overdue(now, lambda node, index: node in parts.near.claimants(live, index)):
+            self._justice.condemn(live, verdict)
         for index, given in list(live.given.items()):
             if now - given > _GIVEN:
                 parts.torrents.give(live, index)

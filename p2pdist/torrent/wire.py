@@ -63,7 +63,7 @@ class Have(Frame, frozen=True, tag="h"):
 
 
 class Bad(Frame, frozen=True, tag="b"):
-    """What I had of chunk `index` was wrong: whoever got it from me before this got it from others, too."""
+    """What I had of chunk `index` was wrong, or I dropped it unproved: I do not answer for what I sent of it."""
 
     number: int
     index: Index

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import os
 import random
 import statistics
+import subprocess
+import sys
 import threading
 import time
 from contextlib import AsyncExitStack
@@ -85,6 +88,13 @@ def test_a_piece_that_is_not_in_the_file_yet_is_looked_at_again_and_nobody_is_bl
         assert not engine.stats.refused and not exchange.have
 
     run_case(tmp_path, case)
+
+
+def test_a_given_piece_of_which_a_peer_sent_the_last_block_does_not_end_the_process() -> None:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    program = [sys.executable, str(Path(__file__).with_name("half_piece.py"))]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=60, env=environment, check=False)
+    assert (done.returncode, done.stdout) == (0, "whole\n"), done.stderr
 
 
 def test_a_node_that_stores_the_blob_at_once_still_answers_for_its_last_chunk(tmp_path: Path) -> None:
