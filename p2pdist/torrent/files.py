@@ -1,7 +1,7 @@
 """The files under torrents. Blocking: for the engine's thread, except `scratch`, which only makes a name.
 
 While a blob is fetched, libtorrent writes to a file of the engine's own and never to the staging: with its checks off
-it takes whatever comes, and may write a late block over what a lease brought (docs/adr/0010). The file is unlinked as
+it takes whatever comes, and may write a late block over what a lease brought (docs/adr/0020). The file is unlinked as
 soon as it is open, so a crash leaves nothing that could later be taken for a blob.
 """
 

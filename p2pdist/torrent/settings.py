@@ -114,9 +114,10 @@ def session_settings(settings: TorrentSettings, port: int, peer_id: str, *, chec
         "close_redundant_connections": False,
         "strict_end_game_mode": True,  # off: 3.5% duplicates
         # A complete torrent keeps its piece picker then. Without one, 2.1.1 dies of a given piece whose last blocks
-        # came from peers and that completes the torrent (torrent::add_piece). Nobody listens to the suggestions.
+        # came from peers and that completes the torrent (torrent::add_piece). The suggestions hardly matter with a
+        # queue of one (0 dies, too: suggest_piece::add_piece).
         "suggest_mode": int(lt.suggest_mode_t.suggest_read_cache),
-        "max_suggest_pieces": 0,
+        "max_suggest_pieces": 1,
         "mixed_mode_algorithm": 0,
         "active_limit": 10_000,
         "active_downloads": -1,
