@@ -1,0 +1,137 @@
+"""A gateway between sites: one engine inside the site (the mesh), one across (BitTorrent over uTP), one exchange each.
+
+Both engines work on the same exchange: what one proves, the other has to give. So a blob crosses the link between sites
+about once, to a gateway, and spreads from there by the mesh. What nobody near has, and reading without a tracker, stay
+the inner engine's business: it knows the site.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from p2pdist.protocol.messages import PeerInfo
+from p2pdist.swarm.engine import Engine, EngineStats, Host
+from p2pdist.swarm.exchange import Exchange
+
+
+class GatewayEngine:
+    """See the module, and `swarm.engine.Engine`.
+
+    `across`: where a peer of another site is reached by the outer engine; None: it is of this site.
+    """
+
+    def __init__(self, inner: Engine, outer: Engine, across: Callable[[PeerInfo], PeerInfo | None]) -> None:
+        self.inner = inner
+        self.outer = outer
+        self.name = f"{inner.name}+{outer.name}"
+        self._across = across
+
+    @property
+    def stats(self) -> EngineStats:
+        """The sum of both."""
+        mine, theirs = self.inner.stats, self.outer.stats
+        return EngineStats(
+            bytes_in=mine.bytes_in + theirs.bytes_in,
+            bytes_out=mine.bytes_out + theirs.bytes_out,
+            bytes_redundant=mine.bytes_redundant + theirs.bytes_redundant,
+            chunks_in=mine.chunks_in + theirs.chunks_in,
+            busy=mine.busy + theirs.busy,
+            stalls=mine.stalls + theirs.stalls,
+            refused=mine.refused + theirs.refused,
+        )
+
+    @property
+    def port(self) -> int:
+        """Where the nodes of this site reach it; other sites: `outer.port`."""
+        return self.inner.port
+
+    async def start(self, host: Host) -> None:
+        """Listen; ready when it returns."""
+        await self.inner.start(host)
+        try:
+            await self.outer.start(_Outside(host))
+        except BaseException:
+            await self.inner.stop()
+            raise
+
+    async def stop(self) -> None:
+        """Leave all swarms, close every link; nothing of it runs afterwards."""
+        try:
+            await self.outer.stop()
+        finally:
+            await self.inner.stop()
+
+    def add(self, exchange: Exchange) -> None:
+        """Take part in this blob's swarm, on both sides."""
+        self.inner.add(exchange)
+        self.outer.add(exchange)
+
+    def remove(self, exchange: Exchange) -> None:
+        """Leave it."""
+        self.inner.remove(exchange)
+        self.outer.remove(exchange)
+
+    def link(self, peers: Iterable[PeerInfo]) -> None:
+        """Neighbours to connect to, each by the engine that reaches it."""
+        inside: list[PeerInfo] = []
+        outside: list[PeerInfo] = []
+        for peer in peers:
+            address = self._across(peer)
+            if address is None:
+                inside.append(peer)
+            else:
+                outside.append(address)
+        self.inner.link(inside)
+        self.outer.link(outside)
+
+    def links(self) -> list[PeerInfo]:
+        """The neighbours there are."""
+        return [*self.inner.links(), *self.outer.links()]
+
+    def ban(self, peer: bytes, seconds: float) -> None:
+        """Drop its links and refuse new ones for a while."""
+        self.inner.ban(peer, seconds)
+        self.outer.ban(peer, seconds)
+
+    def leased(self, exchange: Exchange, index: int) -> bool:
+        """This node is about to read chunk `index` from upstream; False: no need, it is here."""
+        self.outer.leased(exchange, index)
+        return self.inner.leased(exchange, index)
+
+    def coming(self, exchange: Exchange, index: int) -> None:
+        """Half of a leased chunk is here."""
+        self.inner.coming(exchange, index)
+
+    def unleased(self, exchange: Exchange, index: int) -> None:
+        """The read is over."""
+        self.inner.unleased(exchange, index)
+        self.outer.unleased(exchange, index)
+
+    def orphaned(self, nodes: int | None) -> None:
+        """The tracker went away when the cluster had `nodes` nodes; None: it is back."""
+        self.inner.orphaned(nodes)
+
+
+class _Outside:
+    """The host, as the outer engine sees it."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+
+    def wanted_by_peer(self, digest: str, size: int, chunk_size: int) -> None:
+        self._host.wanted_by_peer(digest, size, chunk_size)
+
+    def peer_dead(self, peer: bytes) -> None:
+        self._host.peer_dead(peer)
+
+    def peer_lied(self, peer: bytes, exchange: Exchange, index: int, why: str) -> None:
+        self._host.peer_lied(peer, exchange, index, why)
+
+    def chunks_missing(self, exchange: Exchange, indexes: list[int]) -> None:
+        """The inner engine looks after that."""
+
+    def neighbours_wanted(self, count: int) -> None:
+        """A gateway has few by design."""
+
+    def read_alone(self, exchange: Exchange, index: int) -> None:
+        """The inner engine looks after that."""
