@@ -154,6 +154,7 @@ class Torrents:
             return
         cluster, name = (material.cluster, tls.name) if material is not None and tls is not None else ("", "")
         metainfo = of_blob(exchange.digest, exchange.size, exchange.chunk_size, hashes, cluster=cluster, name=name)
+        await self._let_go(metainfo.key)
         session = self.sessions[kind]
         loaded = Loaded(session, metainfo, kind, self._loop.create_future(), self._loop.create_future())
         have = _flags(live.sound if live.fetching else exchange.full, exchange.count)
@@ -174,6 +175,16 @@ class Torrents:
             self.give(live, index)
         self._owner.torrents_changed(live)
 
+    async def _let_go(self, key: bytes) -> None:
+        """Wait until an earlier exchange of the same blob has left this torrent."""
+        while key in self._keys:
+            _, earlier = self._keys[key]
+            try:
+                async with asyncio.timeout(_STEP):
+                    await asyncio.shield(earlier.removed)
+            except TimeoutError:
+                self._keys.pop(key, None)  # `_unload` has said so
+
     def _failed(self, live: Live, why: str) -> None:
         _log.warning("a torrent stands still", digest=live.exchange.name, error=why)
         live.dirty = True
@@ -188,7 +199,6 @@ class Torrents:
                 await loaded.removed
         except TimeoutError:
             _log.error("libtorrent does not let go of a torrent", digest=live.exchange.name)
-        self._keys.pop(loaded.metainfo.key, None)
 
     # --- pieces --------------------------------------------------------------------------------------------------
 
@@ -246,7 +256,7 @@ class Torrents:
 
     def torrent_removed(self, key: bytes) -> None:
         """See `SessionOwner`."""
-        known = self._keys.get(key)
+        known = self._keys.pop(key, None)
         if known is not None and not known[1].removed.done():
             known[1].removed.set_result(None)
 

@@ -134,3 +134,22 @@ def test_what_a_node_fetched_it_serves_from_the_stored_blob_afterwards(tmp_path:
         assert (second.store._index.get(exchange.digest) or before).verified == before.verified  # type: ignore[union-attr]
 
     run_case(tmp_path, case)
+
+
+def test_a_blob_that_is_left_and_joined_again_at_once_goes_on(tmp_path: Path) -> None:
+    async def case(lab: Lab, network: TorrentOnLoopback) -> None:
+        one, two = await lab.node("one"), await lab.node("two")
+        exchange, other = await lab.fetch(one, DATA, CHUNK), await lab.fetch(two, DATA, CHUNK)
+        lab.link_all()
+        await until(lambda: live_of(one).current is not None and live_of(two).connections > 0)
+        for index in range(41):
+            lab.give(two, DATA, index)
+            if index % 4 == 0:
+                one.engine.remove(exchange)
+                one.engine.add(exchange)
+                await asyncio.sleep(0.01 * (index % 3))
+        await until(lambda: exchange.whole and other.whole)
+        await exchange.commit(one.store)
+        assert exchange.read(0, len(DATA)) == DATA
+
+    run_case(tmp_path, case)
