@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import random
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -22,10 +21,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from p2pdist import __version__
 from p2pdist.admin import AdminServer
 from p2pdist.config import AgentConfig
+from p2pdist.engines import make_engine
 from p2pdist.enrol import Enrolment
 from p2pdist.errors import OperationError, StorageError, TrackerError
-from p2pdist.mesh.engine import MeshEngine, MeshSettings
-from p2pdist.mesh.network import TcpNetwork
 from p2pdist.mirror import MirrorServer, MirrorSettings
 from p2pdist.oci import Reference
 from p2pdist.protocol import messages as wire
@@ -96,7 +94,7 @@ class Agent:
             self._attestor = Attestor(key)
             self._enrolment = Enrolment.open(config, key)
             self._upstreams = await stack.enter_async_context(make_upstreams(config))
-            self._engine = self._make_engine()
+            self._engine = make_engine(config, self._attestor, key, self._enrolment)
             self._swarms = SwarmService(
                 self._store, self._upstreams.registry, self._engine, self._attestor, self._session, SwarmSettings()
             )
@@ -142,15 +140,6 @@ class Agent:
         source = SharedSource(self._upstreams, session, self._pull)
         self._gate = self._pull.gate = await TrustGate.open(settings, source)
         stack.push_async_callback(self._gate.close)
-
-    def _make_engine(self) -> MeshEngine:
-        peer = self._config.peer
-        settings = MeshSettings(host=peer.host, port=peer.port, advertise=peer.advertise_host or "")
-        if self._enrolment is None:
-            return MeshEngine(self._attestor.node, TcpNetwork(), settings, random.Random())
-        tls = self._enrolment.credentials
-        network = TcpNetwork(tls.server, tls.client)
-        return MeshEngine(self._attestor.node, network, settings, random.Random(), identify=tls.node)
 
     async def _keep_session(self, client: TrackerClient) -> None:
         """The session with the tracker, as soon as this node is a member."""

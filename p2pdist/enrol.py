@@ -114,6 +114,11 @@ class Enrolment:
         }
 
     @property
+    def authority(self) -> bytes:
+        """The certificate of the authority whose members are trusted, PEM; empty: not known yet."""
+        return self._authority
+
+    @property
     def expires(self) -> float:
         """When the certificate ends (Unix seconds); 0: there is none."""
         certificate = self.credentials.certificate

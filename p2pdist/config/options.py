@@ -128,6 +128,13 @@ class PeerConfig(Section):
         None,
         "Where the other nodes reach this one.",
     )
+    engine: str = _option(
+        v.one_of("mesh", "bittorrent"),
+        "mesh",
+        'How chunks move between nodes; the same on all nodes of a cluster. "mesh": the faster one, for nodes that a '
+        'tracker introduces. "bittorrent": also finds nodes of the same network segment with no tracker at all; it '
+        "listens on the two ports behind this one, too.",
+    )
 
 
 @dataclass(frozen=True, slots=True)

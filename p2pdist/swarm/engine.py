@@ -52,7 +52,10 @@ class Engine(Protocol):
     """Moves chunks of the exchanges it was given, from and to neighbours. Proof is `Exchange.prove`'s."""
 
     name: str
-    stats: EngineStats
+
+    @property
+    def stats(self) -> EngineStats:
+        """Counters since the start."""
 
     @property
     def port(self) -> int:

@@ -108,11 +108,6 @@ class TorrentEngine:
         for pool in (self._pool, self._hashers):
             await asyncio.to_thread(pool.shutdown)
 
-    def renewed(self) -> None:
-        """This node's certificate was exchanged; `TorrentTls.material` gives the new one."""
-        for session in self._parts.torrents.sessions.values():
-            session.certify()
-
     def _tick(self) -> None:
         self._ticking = self._loop.call_later(self._upkeep.look(self._loop.time()), self._tick)
 

@@ -13,6 +13,7 @@ from p2pdist.torrent.wire import Claim
 _MISS = 1.0  # without a piece, before what nobody near has is reported
 _LINGER = 60.0  # that a finished blob is served from the scratch file to those that fetch it
 _COUNT = 0.5  # between two looks at libtorrent's counters
+_CERTIFY = 10.0  # between two looks at this node's certificate
 _GIVEN = 2.0  # after which a chunk that libtorrent did not confirm is given again
 _FEW, _MORE = 5, 10  # with fewer neighbours than this, ask for so many
 
@@ -28,6 +29,8 @@ class Upkeep:
         self._justice = justice
         self._asked_more = 0.0
         self._counted = 0.0
+        self._certified = 0.0
+        self._certificate = ""
 
     def look(self, now: float) -> float:
         """Do what is due; in how many seconds to look again."""
@@ -46,6 +49,9 @@ class Upkeep:
         if now - self._counted >= _COUNT:
             self._counted = now
             self._count()
+        if now - self._certified >= _CERTIFY:
+            self._certified = now
+            self._look_at_certificate()
         return parts.settings.tick if busy else parts.settings.alive / 2
 
     def _look_at(self, live: Live, now: float) -> None:
@@ -102,6 +108,15 @@ class Upkeep:
         parts.tell(live, Claim(live.number, mine))
         parts.host.read_alone(live.exchange, mine)
         return True
+
+    def _look_at_certificate(self) -> None:
+        """libtorrent has copies: it is told when this node's certificate was renewed."""
+        tls = self._parts.settings.tls
+        material = tls.material() if tls is not None else None
+        if material is not None and material.certificate != self._certificate:
+            self._certificate = material.certificate
+            for session in self._parts.torrents.sessions.values():
+                session.certify()
 
     def _count(self) -> None:
         sessions = self._parts.torrents.sessions.values()

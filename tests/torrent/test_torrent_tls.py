@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import random
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from engines.engine_networks import TorrentOnLoopback
@@ -16,6 +19,7 @@ from p2pdist.pki import Authority, Role, TlsCredentials
 from p2pdist.swarm.attest import Attestor
 from p2pdist.swarm.engine import Engine
 from p2pdist.torrent.engine import TorrentEngine
+from p2pdist.torrent.session import Session
 from p2pdist.torrent.settings import Material, TorrentTls
 
 CHUNK = 64 * 1024
@@ -67,8 +71,6 @@ def test_members_exchange_a_cold_blob_and_a_mapped_one_over_tls(tmp_path: Path) 
         await until(lambda: last.whole)
         await last.commit(late.store)
         assert last.read(0, len(DATA)) == DATA
-        assert isinstance(late.engine, TorrentEngine)
-        late.engine.renewed()
 
     run_case(tmp_path, case, network=TlsNetwork)
 
@@ -129,3 +131,25 @@ def test_a_node_without_a_certificate_waits_for_one(tmp_path: Path) -> None:
         await until(lambda: exchange.whole)
 
     run_case(tmp_path, case, network=TlsNetwork)
+
+
+def test_a_renewed_certificate_is_shown_from_then_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(Session, "certify", lambda session: told.append("certify"))
+
+    async def case(lab: Lab, network: TorrentOnLoopback) -> None:
+        one = await lab.node("one")
+        assert isinstance(one.engine, TorrentEngine) and one.engine.settings.tls is not None
+        await until(lambda: len(told) == 2)  # once for each session
+        material = one.engine.settings.tls.material()
+        assert material is not None
+        renewed = TorrentTls(*_fields(one.engine.settings.tls), lambda: replace(material, certificate="renewed"))
+        object.__setattr__(one.engine.settings, "tls", renewed)
+        one.engine._upkeep._certified -= 10.0
+        await until(lambda: len(told) == 4)
+
+    run_case(tmp_path, case, network=TlsNetwork)
+
+
+def _fields(tls: TorrentTls) -> tuple[Any, ...]:
+    return (tls.server, tls.client, tls.name, tls.identify)
