@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import libtorrent as lt
@@ -164,14 +165,19 @@ class Session:
             parameters.flags |= lt.torrent_flags.disable_pex | lt.torrent_flags.disable_lsd
         self._session.async_add_torrent(parameters)
 
-    def remove(self, key: bytes) -> None:
-        """Unload it; `torrent_removed` follows, and only then the same torrent can be added again."""
+    def remover(self, key: bytes) -> Callable[[], None]:
+        """What unloads a torrent; `torrent_removed` follows, and only then the same torrent can be added again.
+
+        For the thread in which pieces are given: a piece given to a torrent that is removed kills 2.1.1 (its storage is
+        gone by then). Nothing else can be asked of the torrent from now on.
+        """
         handle = self._handles.pop(key, None)
         self._checked.discard(key)
-        if handle is None:
+        session = self._session
+        if handle is None or session is None:
             self._unwanted.add(key)
-        elif self._session is not None:
-            self._session.remove_torrent(handle)
+            return lambda: None
+        return partial(session.remove_torrent, handle)
 
     def connect(self, key: bytes, addresses: Iterable[tuple[str, int]], *, at_once: bool) -> None:
         """Dial peers, now and whenever their connections are lost.

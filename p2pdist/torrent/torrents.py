@@ -193,9 +193,10 @@ class Torrents:
     async def _unload(self, live: Live, kind: int, loaded: Loaded) -> None:
         del live.loaded[kind]
         self._owner.torrents_changed(live)
-        loaded.session.remove(loaded.metainfo.key)
+        remove = loaded.session.remover(loaded.metainfo.key)
         try:
             async with asyncio.timeout(_STEP):
+                await self._in_thread(remove)  # behind the pieces that are being given
                 await loaded.removed
         except TimeoutError:
             _log.error("libtorrent does not let go of a torrent", digest=live.exchange.name)

@@ -11,8 +11,10 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 from engines.engine_networks import TorrentOnLoopback
@@ -196,3 +198,51 @@ def test_nothing_of_libtorrent_leaks_out_of_the_room() -> None:
         ]
         if "libtorrent" in {name.split(".")[0] for name in imports}:
             assert path in SOURCES and path.name in allowed, path
+
+
+def test_no_piece_is_given_to_a_torrent_once_it_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """libtorrent 2.1.1 writes it to a storage that is gone, and dies."""
+    events: list[str] = []
+    add, remover, injector = Session.add, Session.remover, Session.injector
+
+    def seen_add(self: Session, *arguments: Any, **options: Any) -> None:
+        events.append("add")
+        add(self, *arguments, **options)
+
+    def seen_remover(self: Session, key: bytes) -> Callable[[], None]:
+        remove = remover(self, key)
+        return lambda: (events.append("remove"), remove())[0]
+
+    def slow_injector(self: Session, key: bytes) -> Callable[[int, bytes], None] | None:
+        inject = injector(self, key)
+
+        def give(index: int, data: bytes) -> None:
+            events.append("give")
+            time.sleep(0.002)
+            assert inject is not None
+            inject(index, data)
+
+        return give if inject is not None else None
+
+    monkeypatch.setattr(Session, "add", seen_add)
+    monkeypatch.setattr(Session, "remover", seen_remover)
+    monkeypatch.setattr(Session, "injector", slow_injector)
+
+    async def case(lab: Lab, network: TorrentOnLoopback) -> None:
+        one = await lab.node("one")
+        exchange = await lab.fetch(one, DATA, CHUNK)
+        await until(lambda: live_of(one).current is not None)
+        for index in range(COUNT):
+            lab.give(one, DATA, index)
+            await asyncio.sleep(0.003)
+            if index in (3, 7, 11):
+                one.engine.remove(exchange)
+                one.engine.add(exchange)
+        await until(lambda: live_of(one).sound == exchange.full)
+
+    run_case(tmp_path, case)
+    assert events.count("remove") == 3 and "give" in events
+    loaded = False
+    for event in events:
+        assert event != "give" or loaded
+        loaded = event == "add" or (loaded and event != "remove")
