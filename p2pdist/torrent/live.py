@@ -83,7 +83,7 @@ class Live:
         self.arrived = 0  # chunks that libtorrent has, proved or not
         self.came: set[int] = set()  # ... since the last flush was asked for
         self.flushing: set[int] | None = None  # what the flush under way is for
-        self.landed: set[int] = set()  # in the file, and nothing to prove them with yet
+        self.landed: dict[int, float] = {}  # in the file since then, and nothing to prove them with yet
         self.provable: set[int] = set()  # in the file, and an attestation is here, or they are proved already
         self.flushed_at = 0.0
         self.proving = False
@@ -171,17 +171,18 @@ class Live:
         self.flushed_at = now
         return True
 
-    def flush_over(self) -> None:
+    def flush_over(self, now: float) -> None:
         """The barrier is reached."""
         for index in self.flushing or ():
-            known = index in self.proofs or self.exchange.have >> index & 1
-            (self.provable if known else self.landed).add(index)
+            if index in self.proofs or self.exchange.have >> index & 1:
+                self.provable.add(index)
+            else:
+                self.landed[index] = now
         self.flushing = None
 
     def learnt(self, index: int) -> None:
         """An attestation came, or the chunk was proved on another way."""
-        if index in self.landed:
-            self.landed.discard(index)
+        if self.landed.pop(index, None) is not None:
             self.provable.add(index)
 
     def take_map(self, node: bytes, first: int, hashes: bytes) -> bytes | None:

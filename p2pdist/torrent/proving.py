@@ -192,7 +192,7 @@ class Prover:
         if not self._believable(live, index):
             live.proofs.pop(index, None)
             live.provable.discard(index)
-            live.landed.add(index)
+            live.landed[index] = now
             return
         asked, proofs = live.needs.setdefault(index, {}), live.proofs[index]
         others = [node for node in self._owner.claimants(live, index) if node not in asked]

@@ -282,7 +282,7 @@ class Torrents:
         """See `SessionOwner`."""
         live = self._fetching(key)
         if live is not None:
-            live.flush_over()
+            live.flush_over(self._loop.time())
             self._owner.flushed(live)
 
     def torrent_asked(self, key: bytes, index: int, block: int, remote: Remote) -> None:

@@ -10,7 +10,7 @@ from p2pdist.torrent.parts import Parts
 from p2pdist.torrent.seeds import Seeds
 from p2pdist.torrent.wire import Claim
 
-_MISS = 1.0  # without a piece, before what nobody near has is reported
+_MISS = 1.0  # before what nobody near has is reported, or that nobody near answers for a piece that is here
 _LINGER = 60.0  # that a finished blob is served from the scratch file to those that fetch it
 _COUNT = 0.5  # between two looks at libtorrent's counters
 _CERTIFY = 10.0  # between two looks at this node's certificate
@@ -92,9 +92,12 @@ class Upkeep:
         reading = any(live.leased for live in busy)
         for live in busy:
             lost = live.exchange.full & ~live.exchange.have & ~parts.near.claimed(live)
-            if lost and not live.leased and now - max(live.moved, live.missed_at) > _MISS:
+            missing = [index for index, since in live.landed.items() if lost >> index & 1 and now - since > _MISS]
+            if not missing and not live.leased and now - live.moved > _MISS:
+                missing = list(bits(lost))
+            if missing and now - live.missed_at > _MISS:
                 live.missed_at = now
-                parts.host.chunks_missing(live.exchange, list(bits(lost))[:64])
+                parts.host.chunks_missing(live.exchange, missing[:64])
             if self.orphaned is not None and not reading:
                 reading = self._read_alone(live, lost & ~live.arrived, now, self.orphaned)
 

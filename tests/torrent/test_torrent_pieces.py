@@ -84,7 +84,7 @@ def test_a_piece_that_is_not_in_the_file_yet_is_looked_at_again_and_nobody_is_bl
         live.flushing, live.came = live.came, set()
         live.needs[2] = {seed.attestor.node: 0.0}
         live.proofs[2] = {seed.attestor.node: (seed.exchange.attestation(2) if seed.exchange else None) or b""}
-        live.flush_over()
+        live.flush_over(0.0)
         engine.flushed(live)
         await until(lambda: 2 in live.doubtful)
         assert not engine.stats.refused and not exchange.have
