@@ -154,7 +154,7 @@ class Agent:
             self._config.node.name,
             self._config.peer.advertise_host or "",
             self._engine.port,
-            {},
+            self._config.node.label_map,
             on_message=self._swarms.tracker_message,
             on_state=self._swarms.tracker_state,
             tls=self._enrolment.credentials.client if self._enrolment is not None else None,

@@ -77,6 +77,11 @@ class NodeConfig(Section):
         "/var/lib/p2pdist for root, ~/.local/share/p2pdist for other users",
         "Directory of the store and the node's key. One agent per directory.",
     )
+    labels: tuple[str, ...] = _option(
+        v.list_of(v.LABEL),
+        (),
+        'What this node is told apart by, like "zone=a": nodes with the same zone are near each other.',
+    )
     max_store_bytes: int | None = _option(
         v.optional(v.SIZE, 0, "no bound"),
         50 * 1024**3,
@@ -87,6 +92,11 @@ class NodeConfig(Section):
         10.0,
         "How long a stopping agent (SIGTERM, Ctrl-C) goes on serving what has begun before it closes.",
     )
+
+    @property
+    def label_map(self) -> dict[str, str]:
+        """The labels by key; the last one counts where a key is there twice."""
+        return {key: value for key, _, value in (label.partition("=") for label in self.labels)}
 
 
 @dataclass(frozen=True, slots=True)

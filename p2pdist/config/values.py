@@ -23,6 +23,7 @@ for _power, _letter in enumerate("KMGT", start=1):
 
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
 _REGISTRY = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:[0-9]{1,5})?|\[[0-9a-f:]+\](:[0-9]{1,5})?")
+_LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?")
 _MAX_SOCKET_PATH = 107  # sun_path in unix(7) is 108 bytes, the last one NUL
 
 
@@ -160,6 +161,14 @@ def _registry_name(value: object) -> str:
     return text
 
 
+def _label(value: object) -> str:
+    text = _text(value)
+    key, separator, meaning = text.partition("=")
+    if not (_LABEL.fullmatch(key) and separator and meaning and len(meaning) <= 255):
+        raise ValueError(f'wanted a label like "zone=a", got {value!r}')
+    return text
+
+
 def one_of(*choices: str) -> Kind[str]:
     """One of a few words."""
 
@@ -209,6 +218,7 @@ HOST: Kind[str] = Kind("host name or address", _host, show=quoted)
 PATH: Kind[Path] = Kind("path", _path, show=quoted)
 SOCKET: Kind[Path] = Kind("path", _socket_path, show=quoted)
 REGISTRY: Kind[str] = Kind("registry name", _registry_name, show=quoted)
+LABEL: Kind[str] = Kind("KEY=VALUE", _label, show=quoted)
 HTTP_URL: Kind[str] = Kind("address", lambda value: _web_address(value, ("https", "http")), show=quoted)
 
 

@@ -55,6 +55,7 @@ def test_a_variable_wins_over_the_file(load):
         ("P2PDIST_NODE_MAX_STORE_BYTES", "4096", "node", "max_store_bytes", 4096),
         ("P2PDIST_NODE_SHUTDOWN_SECONDS", "2.5", "node", "shutdown_seconds", 2.5),
         ("P2PDIST_PEER_ADVERTISE_HOST", "10.1.2.3", "peer", "advertise_host", "10.1.2.3"),
+        ("P2PDIST_NODE_LABELS", "zone=a,rack=r 1", "node", "label_map", {"zone": "a", "rack": "r 1"}),
         ("P2PDIST_ADMIN_SOCKET", "/run/p2pdist.sock", "admin", "socket", Path("/run/p2pdist.sock")),
     ],
 )
@@ -137,6 +138,7 @@ def test_variables_of_kubernetes_services_are_no_options():
         ("[mirror]\ndecide_deadline_seconds = nan", "mirror.decide_deadline_seconds", "above 0"),
         ('[node]\nmax_store_bytes = "64 parsecs"', "node.max_store_bytes", "wanted a size"),
         ("[node]\nmax_store_bytes = -1", "node.max_store_bytes", "wanted a size"),
+        ('[node]\nlabels = ["zone"]', "node.labels", "wanted a label"),
         ('[node]\ndata_dir = ""', "node.data_dir", "empty"),
         ('[tracker]\nurls = "http://a"', "tracker.urls", "wanted a list"),
         ('[tracker]\nurls = ["a:7070"]', "tracker.urls", "https://"),
