@@ -28,6 +28,7 @@ from tracker.enrol import MAX_BODY, Enrolment, open_authority
 from tracker.keys import cluster_key
 from tracker.report import metrics, status
 from tracker.sessions import Door, Members, Session
+from tracker.state import LocalState, State
 from tracker.timers import Outbox
 from tracker.tokens import Ban, Facts
 
@@ -49,6 +50,7 @@ class RunningTracker:
         self.settings = settings
         self.url = ""
         self.port = 0
+        self.state: State  # while it listens
         self._stack = AsyncExitStack()
         self._sessions: dict[bytes, Session] = {}
         self._sockets: set[web.WebSocketResponse] = set()
@@ -73,6 +75,8 @@ class RunningTracker:
         async with AsyncExitStack() as stack:
             self._facts = Facts(Path(directory) if directory else None)
             stack.callback(self._facts.close)
+            self.state = LocalState.open(Path(directory) if directory else None)
+            stack.push_async_callback(self.state.close)
             self._enrolment = None if settings.insecure else self._open_enrolment(stack)
             tls = self._enrolment.credentials.server if self._enrolment is not None else None
             runner = web.AppRunner(self._application(), handle_signals=False, access_log=None, shutdown_timeout=2.0)

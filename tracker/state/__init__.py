@@ -1,5 +1,6 @@
-"""What trackers must agree on and not forget: see `State`."""
+"""What a tracker, or all replicas of one, must not forget; see `protocol`."""
 
+from tracker.state.local import LocalState
 from tracker.state.protocol import Leader, State
 
-__all__ = ["Leader", "State"]
+__all__ = ["Leader", "LocalState", "State"]
