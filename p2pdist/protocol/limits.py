@@ -17,5 +17,10 @@ MAX_NEIGHBOURS = 64
 MAX_SWARMS_PER_NODE = 4096
 MAX_KEY = 1024  # length of a small-content key
 
+MAX_PLATFORMS = 16  # of one preheat
+MAX_DENIED = 4096  # entries of the deny list
+MAX_DENIED_PER_MESSAGE = 32  # entries: a message stays below 64 KiB
+MAX_WHY = 512  # characters of the reason of one
+
 MAX_LINK_FRAME = 64 * 1024  # one control-link frame between agents
 MAX_HTTP_HEAD = 8 * 1024  # request or response head on the peer port

@@ -7,7 +7,7 @@ collection bounds below, the transport enforces frame sizes.
 
 from __future__ import annotations
 
-from typing import Annotated, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -20,6 +20,7 @@ Signature = Annotated[bytes, Meta(min_length=64, max_length=64)]
 DigestText = Annotated[str, Meta(max_length=135, pattern=r"^[a-z0-9]+:[0-9a-f]+$")]
 Key = Annotated[str, Meta(max_length=limits.MAX_KEY)]
 Index = Annotated[int, Meta(ge=0, lt=limits.MAX_CHUNKS)]
+JobId = Annotated[str, Meta(max_length=32, pattern=r"^[0-9a-z]+$")]
 Size = Annotated[int, Meta(ge=0, le=limits.MAX_BLOB)]
 Labels = Annotated[dict[Annotated[str, Meta(max_length=63)], Annotated[str, Meta(max_length=255)]], Meta(max_length=32)]
 
@@ -204,6 +205,19 @@ class Ping(Message, frozen=True):
     """Keeps the session alive; answered by Pong. Sent every third of Welcome.session_timeout."""
 
 
+class Preheated(Message, frozen=True):
+    """How far a Preheat is; sent when it changes, at most about once a second. Sizes in bytes."""
+
+    id: JobId
+    state: Literal["waiting", "pulling", "done", "failed"]
+    digest: Annotated[str, Meta(max_length=135)] = ""  # what the reference names; empty: not known yet
+    blobs_done: Annotated[int, Meta(ge=0)] = 0
+    blobs: Annotated[int, Meta(ge=0)] = 0
+    size_done: Annotated[int, Meta(ge=0)] = 0
+    size: Annotated[int, Meta(ge=0)] = 0
+    error: Annotated[str, Meta(max_length=512)] = ""
+
+
 # --- tracker -> agent ---------------------------------------------------------------------------------------------
 
 
@@ -334,13 +348,58 @@ class Pong(Message, frozen=True):
     nodes: int
 
 
+class Preheat(Message, frozen=True):
+    """Pull this image as if a daemon had asked, and say how it goes; said again to a node that comes back.
+
+    `platforms`: as OS/ARCHITECTURE[/VARIANT] texts; none: this node's own. `keep`: seconds for which it is not to be
+    evicted afterwards, 0: no matter. There are never credentials in it: the node uses its own.
+    """
+
+    id: JobId
+    reference: Annotated[str, Meta(max_length=limits.MAX_KEY)]
+    platforms: Annotated[list[Annotated[str, Meta(max_length=100)]], Meta(max_length=limits.MAX_PLATFORMS)] = []
+    keep: Annotated[int, Meta(ge=0)] = 0
+
+
+class CancelPreheat(Message, frozen=True):
+    """Stop that Preheat, whatever it has come to; what is stored stays."""
+
+    id: JobId
+
+
+class Denied(msgspec.Struct, frozen=True, array_like=True):
+    """One entry of the deny list: a digest, a reference with a tag, or a pattern of repositories; and why."""
+
+    subject: Annotated[str, Meta(max_length=limits.MAX_KEY)]
+    why: Annotated[str, Meta(max_length=limits.MAX_WHY)]
+
+
+class DenyList(Message, frozen=True):
+    """What no node may give to a daemon or a peer: after Welcome the whole list, in parts.
+
+    With the part that is `final` the list replaces the one before, also one that is kept on disk.
+    """
+
+    entries: Annotated[list[Denied], Meta(max_length=limits.MAX_DENIED_PER_MESSAGE)]
+    final: bool = True
+
+
+class DenyChange(Message, frozen=True):
+    """What has come to the list, and the subjects that are off it."""
+
+    added: Annotated[list[Denied], Meta(max_length=limits.MAX_DENIED_PER_MESSAGE)]
+    removed: Annotated[
+        list[Annotated[str, Meta(max_length=limits.MAX_KEY)]], Meta(max_length=limits.MAX_DENIED_PER_MESSAGE)
+    ] = []
+
+
 FromAgent = (
     Hello | Holds | Drops | Join | Half | Got | Failed | Returned | Done | Leave | Dead | Miss | More | Accuse
-    | Ask | Offer | Refuse | Ping
+    | Ask | Offer | Refuse | Ping | Preheated
 )  # fmt: skip
 FromTracker = (
     Challenge | Welcome | Rejected | Joined | Neighbours | Lease | Recall | Throttle | Gone | Content | Fetch
-    | Absent | Banned | Pong
+    | Absent | Banned | Pong | Preheat | CancelPreheat | DenyList | DenyChange
 )  # fmt: skip
 
 _encoder = msgspec.msgpack.Encoder()
