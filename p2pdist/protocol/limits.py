@@ -22,5 +22,8 @@ MAX_DENIED = 4096  # entries of the deny list
 MAX_DENIED_PER_MESSAGE = 32  # entries: a message stays below 64 KiB
 MAX_WHY = 512  # characters of the reason of one
 
+PIECE_SHOWN = 1024 * 1024  # bytes of a blob in one answer to a tracker that wants to see it
+MAX_SUSPECTS = 4096  # chunks named false at once
+
 MAX_LINK_FRAME = 64 * 1024  # one control-link frame between agents
 MAX_HTTP_HEAD = 8 * 1024  # request or response head on the peer port

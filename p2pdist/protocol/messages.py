@@ -172,6 +172,44 @@ class Accuse(Message, frozen=True):
     index: Index
 
 
+class Convict(Message, frozen=True):
+    """`statement` is false, and this node can prove it: it has the whole blob, and will show it when asked.
+
+    `other`: another statement of the same signer of the same chunk; the two prove it by themselves.
+    """
+
+    digest: DigestText
+    size: Size
+    chunk_size: Annotated[int, Meta(ge=limits.MIN_CHUNK, le=limits.MAX_CHUNK)]
+    index: Index
+    statement: Attestation
+    other: Attestation | None = None
+
+
+class Shown(Message, frozen=True):
+    """Answer to Show: bytes of the blob from `offset` on; none: it isn't here any more."""
+
+    digest: DigestText
+    offset: Size
+    data: Annotated[bytes, Meta(max_length=limits.PIECE_SHOWN)] = b""
+
+
+class Doubts(Message, frozen=True):
+    """Every chunk was proved and the whole digest is wrong: who is to read again what?"""
+
+    digest: DigestText
+    size: Size
+    chunk_size: Annotated[int, Meta(ge=limits.MIN_CHUNK, le=limits.MAX_CHUNK)]
+
+
+class Settled(Message, frozen=True):
+    """Answer to Search: the digest holds now, and these chunks were false."""
+
+    digest: DigestText
+    chunk_size: Annotated[int, Meta(ge=limits.MIN_CHUNK, le=limits.MAX_CHUNK)]
+    indexes: Annotated[list[Index], Meta(max_length=limits.MAX_SUSPECTS)]
+
+
 class Ask(Message, frozen=True):
     """Small content by key, answered by Content, Fetch or Absent with the same `id`.
 
@@ -342,6 +380,28 @@ class Banned(Message, frozen=True):
     until: int
 
 
+class Show(Message, frozen=True):
+    """Answer to Convict: send `length` bytes of the blob from `offset` on, to be hashed; all of it, piece by piece."""
+
+    digest: DigestText
+    offset: Size
+    length: Annotated[int, Meta(ge=1, le=limits.PIECE_SHOWN)]
+
+
+class Search(Message, frozen=True):
+    """Answer to Doubts: it is this node's turn to read again what others attested, and to say Settled."""
+
+    digest: DigestText
+
+
+class Suspects(Message, frozen=True):
+    """Answer to Doubts: a node that has the blob whole by now says that these chunks were false."""
+
+    digest: DigestText
+    chunk_size: int
+    indexes: Annotated[list[Index], Meta(max_length=limits.MAX_SUSPECTS)]
+
+
 class Pong(Message, frozen=True):
     """Answer to Ping."""
 
@@ -395,11 +455,11 @@ class DenyChange(Message, frozen=True):
 
 FromAgent = (
     Hello | Holds | Drops | Join | Half | Got | Failed | Returned | Done | Leave | Dead | Miss | More | Accuse
-    | Ask | Offer | Refuse | Ping | Preheated
+    | Ask | Offer | Refuse | Ping | Convict | Shown | Doubts | Settled | Preheated
 )  # fmt: skip
 FromTracker = (
     Challenge | Welcome | Rejected | Joined | Neighbours | Lease | Recall | Throttle | Gone | Content | Fetch
-    | Absent | Banned | Pong | Preheat | CancelPreheat | DenyList | DenyChange
+    | Absent | Banned | Pong | Show | Search | Suspects | Preheat | CancelPreheat | DenyList | DenyChange
 )  # fmt: skip
 
 _encoder = msgspec.msgpack.Encoder()
