@@ -2,7 +2,7 @@
 # Installs exactly the Debian packages that the system tests and the benches drive. Quick when they are there.
 set -eu
 
-packages="aria2 ca-certificates containerd curl docker.io docker-registry gpg gpg-agent gpgv iproute2 podman redis-server skopeo util-linux"
+packages="aria2 busybox ca-certificates containerd curl docker-compose docker.io docker-registry gpg gpg-agent gpgv iproute2 podman python3-venv redis-server skopeo util-linux"
 
 missing=""
 for package in $packages; do
@@ -10,6 +10,8 @@ for package in $packages; do
     missing="$missing $package"
   fi
 done
+# Some machines have a newer kubectl than Debian's.
+command -v kubectl >/dev/null || missing="$missing kubernetes-client"
 [ -n "$missing" ] || exit 0
 
 # No service starts by itself: the tests start their own, each with its own directories.
