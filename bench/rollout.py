@@ -2,6 +2,8 @@
 """Rollouts on one machine against the fluid limit: hosts as network namespaces, real registry, tracker and agents.
 
     bench/rollout.py                                   12 nodes, 50 Mbit/s, one layer of 64 MiB, all together
+    bench/rollout.py --engine bittorrent               the same by the other engine
+    bench/rollout.py --sites 6+6 --size 32 --other-flow    two sites on a link of 20 Mbit/s with other traffic on it
     bench/rollout.py --compare plain --compare proxy   the same pulls without peers, in the same run
     bench/rollout.py --suite                           every case with its goal; exit status 1 if one is missed
     bench/rollout.py --short                           4 nodes, seconds: what CI runs
@@ -29,6 +31,7 @@ from rollout_model import Result, Settings
 from rollout_plot import draw
 from rollout_report import medians, print_rollout, settings_as_dict, strict_json
 from rollout_run import run
+from rollout_sites import Sites
 from rollout_suite import run_short, run_suite
 
 SHM = Path("/dev/shm")
@@ -88,18 +91,22 @@ def _compared(settings: Settings, transport: str) -> Settings:
 def _settings(options: argparse.Namespace) -> Settings:
     down = options.down if options.down is not None else options.rate
     up = options.up if options.up is not None else options.rate
+    sites = _sites(options)
+    nodes = options.nodes if sites is None else sites.first + sites.second
     settings = Settings(
-        nodes=options.nodes,
+        nodes=nodes,
         up=up,
         down=down,
         registry=options.registry_rate if options.registry_rate is not None else options.rate,
         layers=options.layers,
         size=round(options.size * (1 << 20)),
         start=options.start,
-        slow=tuple((n, float(x)) for n, x in _pairs(options.slow, ":", options.nodes)),
+        slow=tuple((n, float(x)) for n, x in _pairs(options.slow, ":", nodes)),
         late=options.late,
         transport=options.transport,
         driver=options.driver,
+        engine=options.engine,
+        sites=sites,
         seed=options.seed,
         agent=_tables(options.agent),
         tracker=_tables(options.tracker),
@@ -109,10 +116,21 @@ def _settings(options: argparse.Namespace) -> Settings:
     limit = min(settings.limits.values())
     return replace(
         settings,
-        kill=tuple((n, _moment(x, limit)) for n, x in _pairs(options.kill, "@", options.nodes)),
-        stop=tuple((n, _moment(x, limit)) for n, x in _pairs(options.stop, "@", options.nodes)),
+        kill=tuple((n, _moment(x, limit)) for n, x in _pairs(options.kill, "@", nodes)),
+        stop=tuple((n, _moment(x, limit)) for n, x in _pairs(options.stop, "@", nodes)),
         kill_tracker=None if options.kill_tracker is None else _moment(options.kill_tracker, limit),
     )
+
+
+def _sites(options: argparse.Namespace) -> Sites | None:
+    if options.sites is None:
+        if options.other_flow is not None:
+            raise ValueError("--other-flow goes from site to site: it needs --sites")
+        return None
+    first, plus, second = options.sites.partition("+")
+    if not (plus and first.isdigit() and second.isdigit() and int(first) and int(second)):
+        raise ValueError(f"--sites {options.sites!r} should be NODES+NODES, like 6+6")
+    return Sites(int(first), int(second), options.link_rate, options.link_delay, options.other_flow)
 
 
 def _moment(text: str, limit: float) -> float:
@@ -176,6 +194,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--late", action="store_true", help="one more node afterwards, with the registry off")
     p.add_argument("--transport", choices=["agents", "plain", "proxy"], default="agents")
+    p.add_argument("--engine", choices=["mesh", "bittorrent"], default="mesh", help="how chunks move between agents")
+    p.add_argument("--sites", metavar="N+M", help="two sites, joined by one link; registry and tracker in the first")
+    p.add_argument("--link-rate", type=float, default=20.0, help="Mbit/s between the sites, each way")
+    p.add_argument("--link-delay", type=float, default=40.0, help="ms between the sites, one way")
+    p.add_argument(
+        "--other-flow",
+        type=float,
+        nargs="?",
+        const=10.0,
+        metavar="SECONDS",
+        help="another TCP flow across the link, this long beside the transfer (10)",
+    )
     p.add_argument("--compare", action="append", default=[], choices=["plain", "proxy"], help="also without peers")
     p.add_argument("--driver", choices=["puller", "containerd"], default="puller", help="who pulls on each node")
     p.add_argument("--agent", action="append", default=[], metavar="S.KEY=VALUE", help="a line of every agent's TOML")

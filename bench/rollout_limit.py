@@ -18,6 +18,7 @@ class Link:
     up: float
     down: float
     offset: float = 0.0
+    trunk: float = math.inf  # of the link that its site hangs on, where the source is in another one
 
 
 def fluid_limits(size: int, source: float, links: Sequence[Link]) -> list[float]:
@@ -25,12 +26,12 @@ def fluid_limits(size: int, source: float, links: Sequence[Link]) -> list[float]
 
     Together: max(F/u_source, F/d_node, N*F/(u_source + sum u_i)). Spread starts: a node that comes later finds what the
     source has sent before, so only the rest of F/u_source counts for it, and the joint capacity of all (the third term)
-    is left out, which makes the limit lower and the ratio worse, never better.
+    is left out, which makes the limit lower and the ratio worse, never better. F/trunk holds for a site behind one.
     """
     bits = size * 8 / 1e6
     together = all(link.offset == 0 for link in links)
     joint = len(links) * bits / (source + sum(link.up for link in links)) if together else 0.0
-    return [max(bits / source - link.offset, bits / link.down, joint) for link in links]
+    return [max(bits / source - link.offset, bits / link.down, bits / link.trunk, joint) for link in links]
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,10 +10,12 @@ from typing import Literal
 
 from lab.process import LabError
 from rollout_limit import Link, Ratios, fluid_limits, ratios, starts
+from rollout_sites import Sites, Trunk
 
 GIB = 1 << 30
 Transport = Literal["agents", "plain", "proxy"]
 Driver = Literal["puller", "containerd"]
+Engine = Literal["mesh", "bittorrent"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,8 @@ class Settings:
     late: bool = False
     transport: Transport = "agents"
     driver: Driver = "puller"
+    engine: Engine = "mesh"
+    sites: Sites | None = None
     parallel: int = 3
     seed: int = 7
     agent: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
@@ -45,9 +50,26 @@ class Settings:
         offsets = starts(self.start, self.nodes, self.seed)
         shares = dict(self.slow)
         return {
-            number: Link(self.up * shares.get(number, 1.0), self.down * shares.get(number, 1.0), offset)
+            number: Link(
+                self.up * shares.get(number, 1.0),
+                self.down * shares.get(number, 1.0),
+                offset,
+                self.sites.rate if self.behind(number) and self.sites is not None else math.inf,
+            )
             for number, offset in enumerate(offsets, start=1)
         }
+
+    def behind(self, number: int) -> bool:
+        """The node is in the second site."""
+        return self.sites is not None and number > self.sites.first
+
+    def tables(self, number: int) -> dict[str, dict[str, object]]:
+        """What node `number`'s configuration says besides addresses."""
+        tables: dict[str, dict[str, object]] = {"peer": {"engine": self.engine}}
+        if self.sites is not None:
+            site = "two" if self.behind(number) else "one"
+            tables["node"] = {"labels": [f"zone={site}", f"site={site}"]}
+        return tables
 
     @property
     def limits(self) -> dict[int, float]:
@@ -93,6 +115,7 @@ class Sample:
     second: float
     received: list[int]  # per node
     sent: int  # by the registry
+    crossed: int = 0  # from the first site to the second
 
 
 @dataclass(frozen=True)
@@ -111,6 +134,7 @@ class Result:
     late_ratio: float | None
     idle: float
     progress: list[Sample]
+    trunk: Trunk | None = None
 
     @property
     def whole(self) -> list[NodeResult]:

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from typing import Any
 
 from rollout_model import Result, Settings
+from rollout_sites import Trunk
 
 MIB = 1 << 20
 
@@ -21,8 +22,11 @@ def describe(s: Settings) -> str:
     parts += [f"tracker dies@{s.kill_tracker:.1f}s"] if s.kill_tracker is not None else []
     parts += [f"node {n} at {share:g} of the rate" for n, share in s.slow]
     parts += ["one late"] if s.late else []
+    if s.sites is not None:
+        parts += [f"sites {s.sites.first}+{s.sites.second}", f"link {s.sites.rate:g} Mbit/s {s.sites.delay:g} ms"]
+        parts += [f"other flow for {s.sites.other_flow:g} s"] if s.sites.other_flow is not None else []
     parts += [f"by {s.driver}"] if s.driver != "puller" else []
-    return f"{s.transport}: " + ", ".join(parts)
+    return f"{s.engine if s.transport == 'agents' else s.transport}: " + ", ".join(parts)
 
 
 def print_rollout(settings: Settings, result: Result, number: int, runs: int, *, nodes: bool) -> None:
@@ -46,6 +50,8 @@ def print_rollout(settings: Settings, result: Result, number: int, runs: int, *,
         f"  received/size {result.received_ratio:.3f}  redundant {result.redundant_ratio:.4f}"
         f"  idle {result.idle:.0%}  verified {'yes' if result.verified else 'NO'}"
     )
+    if result.trunk is not None:
+        print(f"  {_trunk(result.trunk)}")
     if settings.transport == "agents":
         print(
             f"  cpu {result.cpu_per_gib:.1f} s/GiB  tracker {result.tracker_cpu_share:.1%} of the agents'"
@@ -84,11 +90,18 @@ def medians(results: Sequence[Result]) -> dict[str, Any]:
         row["slow_last_ratio"] = median([r.slow.last for r in results if r.slow])
     if first.late_ratio is not None:
         row["late_ratio"] = median([r.late_ratio for r in results if r.late_ratio is not None])
+    if first.trunk is not None:
+        row["link_copies"] = median([r.trunk.copies for r in results if r.trunk])
+        for figure in ("flow_alone", "flow_while", "transfer_after"):
+            shares = [getattr(r.trunk, figure) for r in results if getattr(r.trunk, figure) is not None]
+            if shares:
+                row[f"{figure}_share"] = median(shares)
     row["runs"] = [
         {
             "p50_ratio": round(r.fast.p50, 4),
             "last_ratio": round(r.fast.last, 4),
             "egress_ratio": round(r.egress_ratio, 4),
+            "trunk": asdict(r.trunk) if r.trunk is not None else None,
             "nodes": [asdict(node) for node in r.nodes],
         }
         for r in results
@@ -126,6 +139,17 @@ def _sums(result: Result) -> str:
         for name, value in sums.items()
     ]
     return "agents: " + ", ".join(shown).replace("_", " ")
+
+
+def _trunk(trunk: Trunk) -> str:
+    text = f"link: {trunk.copies:.3f} copies, {trunk.back / MIB:.1f} MiB back"
+    for share, what in (
+        (trunk.flow_alone, "other flow alone"),
+        (trunk.flow_while, "beside the transfer"),
+        (trunk.transfer_after, "transfer after it"),
+    ):
+        text += f"; {what} {share:.0%} of the link" if share is not None else ""
+    return text
 
 
 def _rates(s: Settings) -> str:

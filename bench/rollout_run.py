@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from lab.agents import MIRROR_PORT, Agent, Tracker
+from lab.agents import MIRROR_PORT, Agent, Tracker, merge
 from lab.daemons import Containerd
 from lab.images import image
 from lab.lab import Lab
@@ -17,12 +17,15 @@ from lab.net import Host
 from lab.process import LabError, Usage, wait_until
 from lab.pulls import Outcome, Pull, collect, start_command, start_pull, verify
 from lab.registry import Registry
+from lab.sites import SITE_TWO, OtherFlow, SiteLink
 from rollout_model import NodeResult, Result, Sample, Settings
+from rollout_sites import Trunk, trunk
 
 REPOSITORY = "bench/image"
 TAG = "v1"
 NAME = "registry.test:5000"  # what containerd calls the registry
 SAMPLE = 0.2  # seconds between two looks at the counters
+FLOW_AHEAD = 4.0  # seconds in which the other flow has the link to itself
 
 _NOTHING = Usage(0.0, 0)
 
@@ -55,12 +58,17 @@ class Rollout:
         self.tracker: Tracker | None = None
         self.pulls: dict[str, Pull] = {}
         self.gone: set[int] = set()
+        self.site_link: SiteLink | None = None
+        self.flow: OtherFlow | None = None
 
     def run(self) -> Result:
         """Builds everything, lets all pull, takes the figures."""
         url = self._build()
         links = self.s.links
         begin = time.time() + 0.8 + 0.06 * self.s.nodes  # the pullers must be up by then
+        if self.s.sites is not None and self.s.sites.other_flow is not None:
+            begin += FLOW_AHEAD
+            self.flow = OtherFlow(self.lab, until=begin + self.s.sites.other_flow)
         for number, host in self.hosts.items():
             self.pulls[host.name] = self._pull(host, url, begin + links[number].offset)
         while time.time() < begin - 0.1:
@@ -68,6 +76,9 @@ class Rollout:
         mark = self.registry.mark()
         before = self._moment()
         progress = self._watch(begin, before)
+        if self.flow is not None:
+            self.flow.wait()
+            progress.append(self._sample(begin, before))
         after = self._moment()
         nodes = [self._node(number, before, after) for number in self.hosts]
         idle = after.machine[0] - before.machine[0]
@@ -83,6 +94,7 @@ class Rollout:
             late_ratio=self._late(url) if self.s.late else None,
             idle=idle / (after.machine[1] - before.machine[1]),
             progress=progress,
+            trunk=self._trunk(begin, before, progress),
         )
 
     # --- building ------------------------------------------------------------------------------------------------
@@ -92,8 +104,11 @@ class Rollout:
         s = self.s
         self.registry = Registry(self.lab, self.lab.host("registry", up=s.registry, down=s.registry))
         self.registry.push(REPOSITORY, TAG, image(f"rollout-{s.seed}-{s.layers}", s.layer_sizes))
+        if s.sites is not None:
+            self.site_link = SiteLink(self.lab, rate=s.sites.rate, delay=s.sites.delay)
         for number, link in s.links.items():
-            self.hosts[number] = self.lab.host(f"n{number}", up=link.up, down=link.down)
+            bridge = SITE_TWO if s.behind(number) else "br0"
+            self.hosts[number] = self.lab.host(f"n{number}", up=link.up, down=link.down, bridge=bridge)
         origin = self.registry
         url = self.registry.url
         if s.transport == "proxy":
@@ -111,15 +126,16 @@ class Rollout:
         # Unshaped: what the tracker costs the network is not mixed into the registry's egress.
         self.tracker = Tracker(self.lab, self.lab.host("tracker"), extra=self.s.tracker)
         for number, host in self.hosts.items():
-            self.agents[number] = self._agent(host)
+            self.agents[number] = self._agent(host, number)
         for agent in self.agents.values():
             agent.wait()
         self._joined(len(self.agents))
 
-    def _agent(self, host: Host) -> Agent:
+    def _agent(self, host: Host, number: int) -> Agent:
         assert self.tracker is not None
         registries = {"docker.io": self.registry.url, NAME: self.registry.url}
-        return Agent(self.lab, host, trackers=[self.tracker.url], registries=registries, extra=self.s.agent)
+        extra = merge(self.s.tables(number), self.s.agent)
+        return Agent(self.lab, host, trackers=[self.tracker.url], registries=registries, extra=extra)
 
     def _joined(self, count: int) -> None:
         tracker = self.tracker
@@ -181,7 +197,8 @@ class Rollout:
     def _sample(self, begin: float, before: _Moment) -> Sample:
         links = self.lab.network.counters()
         received = [links[host.name][1] - before.links[host.name][1] for host in self.hosts.values()]
-        return Sample(time.time() - begin, received, links["registry"][0] - before.links["registry"][0])
+        crossed = links["wan1"][1] - before.links["wan1"][1] if self.site_link is not None else 0
+        return Sample(time.time() - begin, received, links["registry"][0] - before.links["registry"][0], crossed)
 
     # --- afterwards ----------------------------------------------------------------------------------------------
 
@@ -192,6 +209,18 @@ class Rollout:
             agents={number: agent.process.usage() for number, agent in self.agents.items()},
             tracker=self.tracker.process.usage() if self.tracker is not None else _NOTHING,
             machine=(fields[3] + fields[4], sum(fields)),
+        )
+
+    def _trunk(self, begin: float, before: _Moment, progress: list[Sample]) -> Trunk | None:
+        if self.site_link is None or self.s.sites is None:
+            return None
+        crossed = [(sample.second, sample.crossed) for sample in progress]
+        back = self.site_link.crossed()[1] - before.links["wan2"][1]
+        if self.flow is None:
+            return trunk(self.s.sites, self.s.size, crossed, back)
+        arrived = self.flow.arrived()
+        return trunk(
+            self.s.sites, self.s.size, crossed, back, lambda start, end: arrived.between(begin + start, begin + end)
         )
 
     def _node(self, number: int, before: _Moment, after: _Moment) -> NodeResult:
@@ -217,7 +246,7 @@ class Rollout:
         s = self.s
         self.registry.stop()
         host = self.lab.host("late", up=s.up, down=s.down)
-        self._agent(host).wait()
+        self._agent(host, s.nodes + 1).wait()
         self._joined(s.nodes - len(self.gone) + 1)
         pull = self._pull(host, url, time.time() + 0.5)
         one = {"late": pull}

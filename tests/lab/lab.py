@@ -41,8 +41,8 @@ class Lab:
         self.processes: list[Process] = []
         self.network = Network(self.guard, prefix)
 
-    def host(self, name: str, *, up: float | None = None, down: float | None = None) -> Host:
-        return self.network.host(name, up=up, down=down)
+    def host(self, name: str, *, up: float | None = None, down: float | None = None, bridge: str = "br0") -> Host:
+        return self.network.host(name, up=up, down=down, bridge=bridge)
 
     def path(self, *parts: str) -> Path:
         """A directory of this run, made if it is not there."""

@@ -1,5 +1,7 @@
 """Hosts as network namespaces on one bridge, each with a link whose rates can be set, changed and cut while it runs.
 
+A second bridge makes a second site; `lab.sites` joins the two by a link with a rate and a delay.
+
 A host's uplink is shaped where it leaves the host (its own `eth0`), its downlink where the bridge's port towards it
 sends: both ways by `tc tbf`, as a real access link would. Names carry a prefix per run, the namespaces share nothing
 with the machine's own network, so several runs can stand side by side.
@@ -113,12 +115,13 @@ class Network:
         self.hosts: dict[str, Host] = {}
         self._guard = guard
         self._hub_counters: int | None = None
+        self._trunks: tuple[str, ...] = ()
         _allow_cubic()
         guard.netns(self.hub)
         _batch(["ip"], [f"netns add {self.hub}"])
         _batch(["ip", "-n", self.hub], ["link add br0 type bridge", "link set br0 up", "link set lo up"])
 
-    def host(self, name: str, *, up: float | None = None, down: float | None = None) -> Host:
+    def host(self, name: str, *, up: float | None = None, down: float | None = None, bridge: str = "br0") -> Host:
         """A new host, linked to the bridge at the given rates (Mbit/s)."""
         number = len(self.hosts)
         host = Host(self, name, number)
@@ -126,7 +129,7 @@ class Network:
         port = f"h{number}"
         link = f"link add eth0 netns {host.netns} type veth peer name {port} netns {self.hub}"
         _batch(["ip"], [f"netns add {host.netns}", link])
-        _batch(["ip", "-n", self.hub], [f"link set {port} master br0 up"])
+        _batch(["ip", "-n", self.hub], [f"link set {port} master {bridge} up"])
         address = f"addr add {host.address}/16 dev eth0"
         _batch(["ip", "-n", host.netns], ["link set lo up", address, "link set eth0 up"])
         # Not every machine's default: bbr's own pacing and a token bucket fight each other.
@@ -145,7 +148,24 @@ class Network:
             device, _, rest = line.partition(":")
             fields = rest.split()
             rows[device.strip()] = (int(fields[0]), int(fields[8]))  # the port receives what the host sent
-        return {name: rows[f"h{i}"] for i, name in enumerate(self.hosts)}
+        return {name: rows[f"h{i}"] for i, name in enumerate(self.hosts)} | {
+            name: rows[name] for name in self._trunks if name in rows
+        }
+
+    def join(self, one: str, other: str, *, rate: float, buffer: float) -> None:
+        """Two more TAP devices in the hub, `one` on the first bridge and `other` on a new one, which is a second site.
+
+        Whoever opens the devices carries what they send: Mbit/s of `rate` each, with a queue of `buffer` ms before
+        it. From now on `counters` have them, too: as `sent`, what came out of the link there.
+        """
+        devices = [f"tuntap add {one} mode tap", f"tuntap add {other} mode tap"]
+        ports = [f"link set {one} master br0 up", f"link set {other} master br1 up"]
+        _batch(["ip", "-n", self.hub], ["link add br1 type bridge", "link set br1 up", *devices, *ports])
+        # Small bursts, or the bucket would have sent what TCP offers at once before anybody waits.
+        shape = ["tbf", "rate", f"{round(rate * 1_000_000)}bit", "burst", "16k", "latency", f"{buffer:g}ms"]
+        for device in (one, other):
+            _run(["tc", "-n", self.hub, "qdisc", "add", "dev", device, "root", *shape])
+        self._trunks = (one, other)
 
     def close(self) -> None:
         """Lets go of the namespaces; the guard removes them."""
