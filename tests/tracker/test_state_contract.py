@@ -4,21 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from support.redis_server import RedisServer
 
 from p2pdist.errors import StorageError
-from tracker.state import LocalState, State
+from tracker.state import State, open_state
 
 
-@pytest.fixture(params=["file"])
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    found = RedisServer(tmp_path_factory.mktemp("redis"))
+    yield found
+    found.kill()
+
+
+@pytest.fixture(params=["file", "redis"])
 async def replicas(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[tuple[State, State]]:
-    first, second = LocalState.open(tmp_path), LocalState.open(tmp_path)
-    yield first, second
-    await first.close()
-    await second.close()
+    url = request.getfixturevalue("server").url if request.param == "redis" else ""
+    opened = [open_state(url, str(tmp_path), prefix=f"test-{request.node.name.split('[')[0]}"[:64]) for _ in range(2)]
+    yield opened[0], opened[1]
+    for state in opened:
+        await state.close()
 
 
 Replicas = tuple[State, State]
