@@ -63,7 +63,9 @@ class RunningTracker:
         self._members = Members(cluster_key(settings.data_directory), settings.membership_time)
         self._loop = asyncio.get_running_loop()
         self._epoch = time.time() - self._loop.time()
-        self.cluster = Cluster(settings.swarm, settings.content, settings.bans, random.Random(), self._now())
+        self.cluster = Cluster(
+            settings.swarm, settings.content, settings.bans, random.Random(), self._now(), self.cluster_key
+        )
         self._door = Door(
             settings,
             self._members,
@@ -262,12 +264,12 @@ class RunningTracker:
     # --- what is kept ---
 
     def _keep_ban(self, message: messages.Banned) -> None:
-        """The votes of nodes have shut one out: that must survive us."""
-        until = self.cluster.banned(self._now(), message.node)
-        if until is not None and self._kept.get(message.node) != until:
-            self._kept[message.node] = until
+        """What nodes said has shut one out: that must survive us."""
+        found = self.cluster.bans.sentence(self._now(), message.node)
+        if found is not None and self._kept.get(message.node) != found.until:
+            self._kept[message.node] = found.until
             try:
-                self._facts.ban(Ban(message.node, until, "several nodes got wrong bytes from it"))
+                self._facts.ban(Ban(message.node, found.until, found.reason, found.evidence))
             except StorageError as error:  # in force it is all the same, until this tracker stops
                 log.error("a ban can't be written down", node=message.node.hex()[:16], error=str(error))
 
@@ -285,7 +287,7 @@ class RunningTracker:
         out: Outbox = []
         for node, ban in kept.items():
             if active.get(node) != ban.until:
-                out += self.cluster.ban(now, node, ban.until, ban.reason)
+                out += self.cluster.ban(now, node, ban.until, ban.reason, ban.evidence)
         for node in active.keys() - kept.keys():
             out += self.cluster.lift(now, node)
         self._dispatch(out)

@@ -8,22 +8,34 @@ from typing import Any
 
 from p2pdist.protocol import messages
 from p2pdist.protocol.messages import FromAgent, PeerInfo
-from tracker.bans import Bans
+from tracker.bans import Bans, Sentence, host_of
 from tracker.rules import BanRules, ContentRules, SwarmRules
+from tracker.searches import Searches
 from tracker.small import Key, SmallContent
 from tracker.swarms import Swarms
 from tracker.timers import Outbox
+from tracker.trials import Proof, Trials
 
 
 class Cluster:
     """Hand it what nodes say; it returns what to say to nodes. `now` is Unix time in seconds and never goes back."""
 
     def __init__(
-        self, swarm: SwarmRules, content: ContentRules, bans: BanRules, rng: random.Random, now: float
+        self,
+        swarm: SwarmRules,
+        content: ContentRules,
+        bans: BanRules,
+        rng: random.Random,
+        now: float,
+        cluster_key: bytes = b"",
     ) -> None:
         self.swarms = Swarms(swarm, rng, now)
-        self.content = SmallContent(content, self.swarms.state.timers)
-        self.bans = Bans(bans)
+        timers = self.swarms.state.timers
+        self.content = SmallContent(content, timers)
+        self.bans = Bans(bans, now)
+        self.trials = Trials(cluster_key, timers, self._guilty, self.bans.mute)
+        self.searches = Searches(timers, rng)
+        self._ban_rules = bans
         # each takes the time, the node and the message; the message's type is the key
         self._handlers: dict[type, Callable[[float, bytes, Any], Outbox]] = {
             messages.Holds: self.swarms.holds,
@@ -39,6 +51,10 @@ class Cluster:
             messages.Miss: self.swarms.miss,
             messages.More: self.swarms.more,
             messages.Accuse: self._accuse,
+            messages.Convict: self._convict,
+            messages.Shown: self._shown,
+            messages.Doubts: self._doubts,
+            messages.Settled: self._settled,
             messages.Ask: self.content.ask,
             messages.Offer: self.content.offer,
             messages.Refuse: self._refuse,
@@ -57,6 +73,8 @@ class Cluster:
     def connected(self, now: float, peer: PeerInfo, address: str = "") -> Outbox:
         """A node's session begins; `address` is the host it comes from. It learns who is banned."""
         out = self.content.disconnected(now, peer.node)
+        out += self._forget(now, peer.node)
+        self.bans.hosts.came(host_of(address))
         out += self.swarms.connected(now, peer, address)
         out += [(peer.node, messages.Banned(node, int(end))) for node, end in self.bans.active(now).items()]
         return out
@@ -64,7 +82,18 @@ class Cluster:
     def disconnected(self, now: float, node: bytes) -> Outbox:
         """A node's session is over."""
         self.bans.forget_accuser(node)
-        return self.swarms.disconnected(now, node) + self.content.disconnected(now, node)
+        out = self._forget(now, node)
+        return out + self.swarms.disconnected(now, node) + self.content.disconnected(now, node)
+
+    def _forget(self, now: float, node: bytes) -> Outbox:
+        """A session of the node, if there is one, ends: it shows nothing and searches nothing any more."""
+        out: Outbox = []
+        known = self.swarms.state.nodes.get(node)
+        if known is not None:
+            self.bans.hosts.went(now, host_of(known.address))
+            self.trials.gone(now, node, out)
+            self.searches.gone(now, node, out)
+        return out
 
     def handle(self, now: float, node: bytes, message: FromAgent) -> Outbox:
         """A connected node says something; anything unexpected changes nothing."""
@@ -92,16 +121,53 @@ class Cluster:
         return out
 
     def _accuse(self, now: float, node: bytes, message: messages.Accuse) -> Outbox:
-        accuser = self.swarms.state.nodes[node]
-        if not self.bans.accuse(now, node, accuser.address, message.peer):
-            return []
-        self.swarms.counters.banned += 1
-        until = self.bans.until(now, message.peer) or now
-        return self.ban(now, message.peer, until, "several nodes got wrong bytes from this one")
+        return self._count(now, node, message.peer)
 
-    def ban(self, now: float, node: bytes, until: float, reason: str) -> Outbox:
+    def _count(self, now: float, node: bytes, peer: bytes) -> Outbox:
+        """An accusation without proof."""
+        host = host_of(self.swarms.state.nodes[node].address)
+        if not self.bans.accuse(now, node, host, peer):
+            return []
+        sentence = self.bans.sentence(now, peer)
+        return self._shut_out(now, peer, sentence) if sentence is not None else []
+
+    def _convict(self, now: float, node: bytes, message: messages.Convict) -> Outbox:
+        """An accusation that can be proved, unless the blob is too large to be shown and nothing else proves it."""
+        peer = message.statement.signer.node
+        out: Outbox = []
+        if message.size > self._ban_rules.proof_bytes and message.other is None:
+            return self._count(now, node, peer)
+        if self.bans.admits(now, node, peer):
+            self.trials.charge(now, node, message, out)
+        return out
+
+    def _shown(self, now: float, node: bytes, message: messages.Shown) -> Outbox:
+        out: Outbox = []
+        self.trials.shown_by(now, node, message, out)
+        return out
+
+    def _guilty(self, now: float, proof: Proof, out: Outbox) -> None:
+        peer = proof.statement.signer.node
+        until = now + self._ban_rules.proved_ban_time
+        out += self._shut_out(now, peer, Sentence(until, "it signed what is proved to be false", proof.pack()))
+
+    def _doubts(self, now: float, node: bytes, message: messages.Doubts) -> Outbox:
+        out: Outbox = []
+        self.searches.doubts(now, node, message, out)
+        return out
+
+    def _settled(self, now: float, node: bytes, message: messages.Settled) -> Outbox:
+        out: Outbox = []
+        self.searches.settled(now, node, message, out)
+        return out
+
+    def _shut_out(self, now: float, node: bytes, sentence: Sentence) -> Outbox:
+        self.swarms.counters.banned += 1
+        return self.ban(now, node, sentence.until, sentence.reason, sentence.evidence)
+
+    def ban(self, now: float, node: bytes, until: float, reason: str, evidence: bytes = b"") -> Outbox:
         """Shut a node out until a time; it and every other node are told at once."""
-        self.bans.set(node, until)
+        self.bans.set(node, Sentence(until, reason, evidence))
         out: Outbox = []
         if node in self.swarms.state.nodes:
             out.append((node, messages.Rejected(f"banned: {reason}")))

@@ -18,6 +18,7 @@ from p2pdist.errors import ConfigError, P2pdistError
 from tracker.config import load
 from tracker.enrol import open_authority
 from tracker.tokens import FOREVER, Ban, Facts
+from tracker.trials import Proof
 
 token = typer.Typer(help="Join tokens: who has one can enrol nodes.", no_args_is_help=True)
 bans = typer.Typer(help="Nodes that are shut out.", no_args_is_help=True)
@@ -62,10 +63,12 @@ def revoke(number: str, config: Config = None, data: Data = None) -> None:
 
 @bans.command("list")
 def list_bans(config: Config = None, data: Data = None) -> None:
-    """Who is shut out, until when, and why."""
+    """Who is shut out, until when, why, and what it signed that proves it."""
     with _opened(config, data) as (facts, _, _):
         for ban in facts.bans(time.time()).values():
             typer.echo(f"{ban.node.hex()}  until {_date(ban.until)}  {ban.reason}")
+            if ban.evidence:
+                typer.echo(f"  {Proof.unpack(ban.evidence)}")
 
 
 @bans.command("add")

@@ -84,7 +84,19 @@ class ContentRules:
 class BanRules:
     """When a node is shut out. Times in seconds."""
 
-    accusers: int = option(3, "different nodes on different hosts that must have got wrong bytes from a node")
+    accusers: int = option(
+        3, "different nodes on different hosts, at least, that must have got wrong bytes from a node (no proof)"
+    )
+    accuser_share: float = option(
+        0.34, "share of the cluster's hosts that accusers without proof must exceed as well", most=1.0
+    )
     window: float = option(600.0, "seconds within which they must say so")
+    settle: float = option(
+        120.0, "seconds after its start in which a tracker bans nobody without proof: not every node is back yet"
+    )
     ban_time: float = option(3600.0, "seconds for which the node is shut out")
+    proved_ban_time: float = option(86_400.0, "seconds for which a node is shut out that signed a proved lie")
+    proof_bytes: int = option(
+        2 * 1024**3, "largest blob that an accuser may send to prove a lie; of larger ones accusers are counted"
+    )
     max_accused_per_node: int = option(64, "nodes one node can accuse within the window")

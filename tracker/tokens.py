@@ -26,7 +26,7 @@ CREATE TABLE IF NOT EXISTS enrolled (
     hash BLOB NOT NULL, node BLOB NOT NULL, at REAL NOT NULL, PRIMARY KEY (hash, node)
 ) STRICT;
 CREATE TABLE IF NOT EXISTS bans (
-    node BLOB PRIMARY KEY, until REAL NOT NULL, reason TEXT NOT NULL
+    node BLOB PRIMARY KEY, until REAL NOT NULL, reason TEXT NOT NULL, evidence BLOB NOT NULL
 ) STRICT;
 """
 
@@ -45,11 +45,12 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class Ban:
-    """Who is shut out, until when (Unix seconds), and why."""
+    """Who is shut out, until when (Unix seconds), why, and what proves it (`trials.Proof`, packed; empty: nothing)."""
 
     node: bytes
     until: float
     reason: str
+    evidence: bytes = b""
 
 
 class Facts:
@@ -138,13 +139,14 @@ class Facts:
 
     def bans(self, now: float) -> dict[bytes, Ban]:
         """Those in force."""
-        rows = self._run("SELECT node, until, reason FROM bans WHERE until > ?", (now,))
+        rows = self._run("SELECT node, until, reason, evidence FROM bans WHERE until > ?", (now,))
         return {row[0]: Ban(*row) for row in rows}  # type: ignore[misc, arg-type]  # STRICT
 
     def ban(self, ban: Ban) -> None:
         """Shut a node out; replaces an older ban."""
         self._run(
-            "INSERT OR REPLACE INTO bans (node, until, reason) VALUES (?, ?, ?)", (ban.node, ban.until, ban.reason)
+            "INSERT OR REPLACE INTO bans (node, until, reason, evidence) VALUES (?, ?, ?, ?)",
+            (ban.node, ban.until, ban.reason, ban.evidence),
         )
 
     def lift(self, node: bytes) -> bool:

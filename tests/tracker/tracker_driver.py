@@ -6,6 +6,8 @@ import hashlib
 import random
 from collections import defaultdict
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
 from p2pdist.protocol import messages as wire
 from p2pdist.protocol.messages import PeerInfo
 from tracker.bitmaps import from_wire
@@ -38,7 +40,11 @@ class Driver:
         self.now = 1_000_000.0
         rules.setdefault("settle_window", 0.0)
         self.rules = SwarmRules(**rules)
-        self.cluster = Cluster(self.rules, content or ContentRules(), bans or BanRules(), random.Random(seed), self.now)
+        self.authority = Ed25519PrivateKey.generate()
+        self.cluster = Cluster(
+            self.rules, content or ContentRules(), bans or BanRules(settle=0.0), random.Random(seed), self.now,
+            self.authority.public_key().public_bytes_raw(),
+        )  # fmt: skip
         self.swarms = self.cluster.swarms
         self.said: list[tuple[int, wire.FromTracker]] = []  # everything, in order
         self.inbox: dict[int, list[wire.FromTracker]] = defaultdict(list)
