@@ -141,6 +141,8 @@ class Links:
         self._from = (settings.host, 0) if settings.host not in ("0.0.0.0", "::") else None
         self._dialling: set[tuple[str, int]] = set()
         self._strangers: set[Link] = set()
+        self._stopped = False
+        self._looked: float | None = None
 
     async def start(self, scope: Scope) -> int:
         """Listen; the port, behind which others are free. OperationError if that can't be."""
@@ -182,7 +184,8 @@ class Links:
         return True
 
     def stop(self) -> None:
-        """Close all; no new ones come."""
+        """Close all; no new ones come, whatever libtorrent still finds."""
+        self._stopped = True
         self._server.close()
         for link in [*self.neighbours.values(), *self._strangers]:
             link.close()
@@ -199,7 +202,7 @@ class Links:
         """Open a link to whoever is there (`node`: or to nobody)."""
         address = (host, port)
         full = len(self.neighbours) + len(self._dialling) >= self._settings.max_links
-        if address not in self._dialling and not full and not self._known(address, node):
+        if not (self._stopped or full or address in self._dialling or self._known(address, node)):
             self._dialling.add(address)
             self._scope.spawn(self._dial(address, node))
 
@@ -258,7 +261,16 @@ class Links:
             self.owner.unlinked(link, why)
 
     def look_after(self, now: float, dead: Callable[[bytes, str], None]) -> None:
-        """Say that we live, drop who does not (`dead` is told), and let go of links that nobody uses."""
+        """Say that we live, drop who does not (`dead` is told), and let go of links that nobody uses.
+
+        Only time in which this node could listen counts as silence: when it was itself held up, what the others said
+        meanwhile is still to be read.
+        """
+        held_up = now - self._looked if self._looked is not None else 0.0
+        self._looked = now
+        if held_up > self._settings.silent / 2:
+            for link in self.neighbours.values():
+                link.heard += held_up
         for node, link in list(self.neighbours.items()):
             if now - link.heard > self._settings.silent:
                 link.close(PeerError(f"silent for {now - link.heard:.1f} s", peer=node.hex()))
