@@ -1,6 +1,7 @@
 """How a node becomes and stays a member: enrols with its token, keeps its certificate, renews it in the background.
 
-A node works on the certificate it has until that ends: a tracker that is away for hours costs nothing.
+A node works on the certificate it has until that ends: a tracker that is away for hours costs nothing. Of several
+trackers the first that answers is asked, in this node's own order.
 """
 
 from __future__ import annotations
@@ -33,10 +34,12 @@ from p2pdist.pki import (
     request_for,
     write_secret,
 )
+from p2pdist.places import Place, Places, race
 
 _log = structlog.get_logger("p2pdist.enrol")
 
 TIMEOUT = 30.0  # seconds for one attempt: in a storm of them, giving up early only makes more work
+PROBE = 5.0  # seconds for a tracker to say that it lives; only where there is another one to ask
 FIRST_DELAY, LONGEST_DELAY = 0.2, 30.0  # seconds between attempts; doubles
 RENEW_AT = (0.5, 0.66)  # between these parts of its life a certificate is renewed: nodes started together spread out
 _LONGEST_SLEEP = 600.0  # seconds: the clock of a machine that was suspended jumps
@@ -71,7 +74,7 @@ class Enrolment:
         self.member = asyncio.Event()  # there is a certificate that holds
         self.problem = ""  # why there is none, or why it isn't renewed
         self._authority = b""  # PEM; whose certificates we trust
-        self._urls = [url.rstrip("/") for url in urls]
+        self._places = Places(urls, key.public_key().public_bytes_raw())
         self._key = key
         self._directory = directory
         self._token = token
@@ -157,24 +160,30 @@ class Enrolment:
                 await self._pause(min(_LONGEST_SLEEP, due - self._clock()))
             await self._until_done(self._renew, "the certificate is not renewed yet")
 
-    async def _until_done(self, attempt: Callable[[str], Awaitable[bool]], meanwhile: str) -> None:
+    async def _until_done(self, attempt: Callable[[Place], Awaitable[bool]], meanwhile: str) -> None:
         delay = FIRST_DELAY
         while True:
-            for url in self._urls:
+            left = await self._places.ranked()
+            if not left:
+                self.problem = f"{meanwhile}: no tracker's name can be resolved"
+                _log.warning(meanwhile, reason="no tracker's name can be resolved")
+            while left:
+                place = left[0] if len(left) == 1 else await race(left, _alive) or left[0]
+                left.remove(place)
                 try:
                     async with asyncio.timeout(TIMEOUT):
-                        done = await attempt(url)
+                        done = await attempt(place)
                     self.problem = ""
                     if done:
                         self.member.set()
                     return
                 except (aiohttp.ClientError, OSError, TimeoutError, InputError, TrackerError) as error:
                     self.problem = f"{meanwhile}: {error or type(error).__name__}"
-                    _log.warning(meanwhile, url=url, error=str(error) or type(error).__name__)
+                    _log.warning(meanwhile, url=place.base, error=str(error) or type(error).__name__)
             await self._pause(self._rng.uniform(delay / 2, delay))
             delay = min(LONGEST_DELAY, 2 * delay)
 
-    async def _enrol(self, url: str) -> bool:
+    async def _enrol(self, place: Place) -> bool:
         token = self._token
         if token is None:
             raise TrackerError(
@@ -183,7 +192,7 @@ class Enrolment:
             )
         async with (  # whoever answers here is not known yet, and is told nothing
             aiohttp.ClientSession() as session,
-            session.get(f"{url}/v1/authority", ssl=insecure_context()) as answer,
+            session.get(f"{place.base}/v1/authority", headers=place.headers, ssl=insecure_context()) as answer,
         ):
             authority = await _body(answer)
         try:
@@ -194,21 +203,29 @@ class Enrolment:
         sure = TlsCredentials()
         sure.trust(authority)
         ask = {"request": request_for(self._key).decode(), "secret": token.secret.hex()}
-        await self._ask(f"{url}/v1/enrol", ask, sure.client, authority)
+        await self._ask(place, "enrol", ask, sure.client, authority)
         return True
 
-    async def _renew(self, url: str) -> bool:
+    async def _renew(self, place: Place) -> bool:
         if self.expires <= self._clock():
             return False  # over: `run` enrols again
         ask = {"request": request_for(self._key).decode()}
-        await self._ask(f"{url}/v1/renew", ask, self.credentials.client, self._authority)
+        await self._ask(place, "renew", ask, self.credentials.client, self._authority)
         return True
 
-    async def _ask(self, url: str, body: dict[str, str], context: ssl.SSLContext, authority: bytes) -> None:
+    async def _ask(
+        self, place: Place, what: str, body: dict[str, str], context: ssl.SSLContext, authority: bytes
+    ) -> None:
         """Ask for a certificate and use it. It has to come from the authority that is trusted already."""
         async with (
             aiohttp.ClientSession() as session,
-            session.post(url, json=body, ssl=context, server_hostname=Role.TRACKER.host) as answer,
+            session.post(
+                f"{place.base}/v1/{what}",
+                headers=place.headers,
+                json=body,
+                ssl=context,
+                server_hostname=Role.TRACKER.host,
+            ) as answer,
         ):
             try:
                 got = msgspec.json.decode(await _body(answer), type=Answer)
@@ -233,6 +250,19 @@ class Enrolment:
             raise
         except (ValueError, TypeError, InvalidSignature) as error:
             raise InputError(f"the tracker gave a certificate that its authority didn't sign: {error}") from error
+
+
+async def _alive(place: Place) -> Place | None:
+    """Whether anything answers there; nothing is believed, nothing told."""
+    try:
+        async with (
+            asyncio.timeout(PROBE),
+            aiohttp.ClientSession() as session,
+            session.get(f"{place.base}/healthz", headers=place.headers, ssl=insecure_context()),
+        ):
+            return place
+    except (aiohttp.ClientError, OSError, TimeoutError):
+        return None
 
 
 async def _body(answer: aiohttp.ClientResponse) -> bytes:
