@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from p2pdist.protocol import messages
 from p2pdist.protocol.messages import FromAgent, PeerInfo
 from tracker.bans import Bans, Sentence, host_of
+from tracker.deny import DenyBook
+from tracker.jobs import Jobs, PreheatRules
 from tracker.rules import BanRules, ContentRules, SwarmRules
 from tracker.searches import Searches
 from tracker.small import Key, SmallContent
@@ -28,6 +31,7 @@ class Cluster:
         rng: random.Random,
         now: float,
         cluster_key: bytes = b"",
+        preheat: PreheatRules | None = None,
     ) -> None:
         self.swarms = Swarms(swarm, rng, now)
         timers = self.swarms.state.timers
@@ -35,6 +39,8 @@ class Cluster:
         self.bans = Bans(bans, now)
         self.trials = Trials(cluster_key, timers, self._guilty, self.bans.mute)
         self.searches = Searches(timers, rng)
+        self.jobs = Jobs(preheat or PreheatRules(), rng, now)
+        self.denied = DenyBook()
         self._ban_rules = bans
         # each takes the time, the node and the message; the message's type is the key
         self._handlers: dict[type, Callable[[float, bytes, Any], Outbox]] = {
@@ -59,6 +65,7 @@ class Cluster:
             messages.Offer: self.content.offer,
             messages.Refuse: self._refuse,
             messages.Ping: self._ping,
+            messages.Preheated: self.jobs.heard,
         }
 
     @property
@@ -70,19 +77,35 @@ class Cluster:
         """When the node may come back; None: now."""
         return self.bans.until(now, node)
 
-    def connected(self, now: float, peer: PeerInfo, address: str = "") -> Outbox:
-        """A node's session begins; `address` is the host it comes from. It learns who is banned."""
+    def connected(
+        self,
+        now: float,
+        peer: PeerInfo,
+        address: str = "",
+        name: str = "",
+        labels: Mapping[str, str] = MappingProxyType({}),
+    ) -> Outbox:
+        """A node's session begins; `address` is the host it comes from.
+
+        It learns who is banned, what is denied, and what it has to pull.
+        """
         out = self.content.disconnected(now, peer.node)
         out += self._forget(now, peer.node)
         self.bans.hosts.came(host_of(address))
         out += self.swarms.connected(now, peer, address)
         out += [(peer.node, messages.Banned(node, int(end))) for node, end in self.bans.active(now).items()]
-        return out
+        out += [(peer.node, message) for message in self.denied.whole()]
+        return out + self.jobs.connected(now, peer.node, name, labels)
+
+    def deny(self, entries: Mapping[str, str]) -> Outbox:
+        """The deny list is this now, reasons by subject; every node is told."""
+        said = self.denied.replace(entries)
+        return [(node, message) for node in self.swarms.state.nodes for message in said]
 
     def disconnected(self, now: float, node: bytes) -> Outbox:
         """A node's session is over."""
         self.bans.forget_accuser(node)
-        out = self._forget(now, node)
+        out = self._forget(now, node) + self.jobs.disconnected(now, node)
         return out + self.swarms.disconnected(now, node) + self.content.disconnected(now, node)
 
     def _forget(self, now: float, node: bytes) -> Outbox:

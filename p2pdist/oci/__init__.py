@@ -11,6 +11,7 @@ from p2pdist.oci.mediatypes import (
     is_index,
     is_manifest,
 )
+from p2pdist.oci.pattern import ImagePattern
 from p2pdist.oci.reference import Reference, Repository, valid_registry, valid_tag
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "OCI_MANIFEST",
     "Descriptor",
     "Digest",
+    "ImagePattern",
     "Index",
     "Manifest",
     "Platform",
