@@ -157,6 +157,7 @@ class Agent:
             self._config.node.label_map,
             on_message=self._swarms.tracker_message,
             on_state=self._swarms.tracker_state,
+            busy=lambda: bool(self._swarms.transfers),
             tls=self._enrolment.credentials.client if self._enrolment is not None else None,
         )
 

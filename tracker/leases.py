@@ -103,10 +103,27 @@ class Leases:
 
     def _lease(self, now: float, seat: Seat, out: Outbox) -> None:
         swarm, node = seat.swarm, seat.node
-        rollout = swarm.rollout
         wanted = swarm.missing & ~seat.avoided or swarm.missing
         first = lowest(wanted)
         count = run_length(wanted, first, self._rules.run)
+        self._book(now, seat, first, count)
+        out.append((node.id, messages.Lease(swarm.digest, first, count)))
+
+    def adopt(self, now: float, seat: Seat, index: int) -> None:
+        """The node says that it reads this chunk: another tracker leased it, or this one before it restarted."""
+        swarm = seat.swarm
+        rollout = swarm.rollout
+        room = (
+            rollout.load.get(seat.node, 0) < self._rules.leases_per_node
+            and rollout.credits_out < self._rules.credits
+            and rollout.registry.credits_out < self._rules.registry_credits
+        )
+        if room and swarm.missing >> index & 1 and swarm.alone is None:
+            self._book(now, seat, index, 1)
+
+    def _book(self, now: float, seat: Seat, first: int, count: int) -> None:
+        swarm, node = seat.swarm, seat.node
+        rollout = swarm.rollout
         chunks = span(first, count)
         lease = Lease(seat, first, count, chunks, now, now + self._timeout(rollout.registry))
         swarm.missing &= ~chunks
@@ -119,7 +136,6 @@ class Leases:
         rollout.registry.credits_out += 1
         self._state.counters.granted += 1
         self._state.timers.at(lease.deadline, partial(self._expire, lease))
-        out.append((node.id, messages.Lease(swarm.digest, first, count)))
 
     def _timeout(self, registry: Registry) -> float:
         return max(self._rules.lease_timeout, self._rules.lease_timeout_factor * registry.pace)

@@ -48,6 +48,11 @@ class Seats:
             self.sit(seat)
         if want.chunk_size == seat.swarm.chunk_size:
             self.learn(seat, from_wire(want.have, seat.swarm.count))
+            for index in want.reading:
+                if index < seat.swarm.count:
+                    self.leases.adopt(now, seat, index)
+            if want.streaming:
+                self.streams.adopt(seat, out)
         return seat
 
     def _born(self, now: float, join: messages.Join, want: messages.Want, total: int) -> Swarm | None:

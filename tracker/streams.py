@@ -13,7 +13,7 @@ from itertools import count
 from p2pdist.protocol import messages
 from tracker.bitmaps import lowest
 from tracker.leases import Leases
-from tracker.model import Node, State, Stream, Swarm
+from tracker.model import Node, Seat, State, Stream, Swarm
 from tracker.timers import Outbox
 
 
@@ -80,6 +80,16 @@ class Streams:
         self._state.counters.streams += 1
         first = lowest(swarm.missing)
         out.append((node.id, messages.Lease(swarm.digest, first, swarm.count - first, alone=True)))
+
+    def adopt(self, seat: Seat, out: Outbox) -> None:
+        """The node says that it streams the blob already: so be it while it is alone, else it is to stop."""
+        swarm, node = seat.swarm, seat.node
+        if swarm.alone is None and swarm.lone and not swarm.leases and len(node.alone) < self._rules.alone_leases:
+            swarm.missing = swarm.full & ~swarm.tally.some()
+            swarm.alone = Stream(node)
+            node.alone.add(swarm)
+        elif swarm.alone is None or swarm.alone.node is not node:
+            out.append((node.id, messages.Recall(swarm.digest)))
 
     def _recall(self, now: float, swarm: Swarm, out: Outbox) -> None:
         stream = swarm.alone

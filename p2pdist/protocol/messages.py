@@ -82,12 +82,18 @@ class Drops(Message, frozen=True):
 
 
 class Want(msgspec.Struct, frozen=True, array_like=True):
-    """One blob of a Join. `have`: bitmap of proved chunks, little endian, valid for `chunk_size` only."""
+    """One blob of a Join. `have`: bitmap of proved chunks, little endian, valid for `chunk_size` only.
+
+    What another tracker, or this one before it was restarted, has leased is said again: the chunks that are on their
+    way from upstream (`reading`), or that a stream of everything that is missing runs (`streaming`).
+    """
 
     digest: DigestText
     size: Size
     chunk_size: int = 0  # 0: none yet, the tracker decides
     have: Annotated[bytes, Meta(max_length=limits.MAX_CHUNKS // 8)] = b""
+    reading: Annotated[list[Index], Meta(max_length=64)] = []
+    streaming: bool = False
 
 
 class Join(Message, frozen=True):

@@ -20,6 +20,8 @@ from p2pdist.swarm.seeds import Seeds
 from p2pdist.swarm.tracker import Tracker
 from p2pdist.swarm.transfers import Rollout, Transfer, Transfers
 
+MAX_READING = 64  # leased chunks in one Want
+
 
 class Joining:
     """`wait`: seconds after which a tracker that has not answered a Join is done without."""
@@ -132,4 +134,5 @@ def _want_of(transfer: Transfer) -> wire.Want:
     digest, size = str(transfer.blob.digest), transfer.blob.size
     if exchange is None:
         return wire.Want(digest, size)
-    return wire.Want(digest, size, exchange.chunk_size, exchange.bitmap())
+    reading = sorted(index for index in transfer.reading if not exchange.have >> index & 1)[:MAX_READING]
+    return wire.Want(digest, size, exchange.chunk_size, exchange.bitmap(), reading, transfer.alone)

@@ -46,6 +46,7 @@ class UpstreamReader:
 
     async def lease(self, transfer: Transfer, exchange: Exchange, first: int, end: int) -> None:
         """Read what is missing of [first, end), reporting each chunk; counted in `transfer.reads` by the caller."""
+        transfer.reading.update(range(first, end))
         try:
             missing = exchange.full & ~exchange.have
             for start, stop in runs(missing, first, end):
@@ -57,6 +58,7 @@ class UpstreamReader:
             await self._transfers.end(transfer, error)
         finally:
             transfer.reads -= 1
+            transfer.reading.difference_update(range(first, end))
             for index in range(first, end):
                 self._engine.unleased(exchange, index)
 

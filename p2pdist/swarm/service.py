@@ -228,9 +228,12 @@ class SwarmService:
             self._tracker.send(wire.Holds(digests[start : start + MAX_HOLDS_PER_MESSAGE]))
         for rollout in self._transfers.rollouts:
             self._joining.join(rollout)
+        self._evidence.again()
 
     def _leased(self, message: wire.Lease) -> None:
         transfer = self._transfers.find(message.digest)
+        if message.alone and transfer is not None and transfer.alone:
+            return  # a new session; the stream runs
         if transfer is not None and not transfer.doubted:
             transfer.reads += 1
             if message.alone:

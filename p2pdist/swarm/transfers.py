@@ -46,9 +46,11 @@ class Transfer:
     alone: bool = False  # a stream of everything that is missing runs
     recalled: bool = False  # ... and is to stop after the chunk at hand
     reads: int = 0  # reads from upstream that run
+    reading: set[int] = field(default_factory=set)  # the chunks they are under lease for
     cut: int = 0  # the chunk size that was agreed on, bytes
     opening: bool = False  # it is being staged
     finishing: bool = False
+    mending: bool = False  # chunks that somebody says are false are taken from the swarm once more
     from_upstream: int = 0  # bytes
 
     @property

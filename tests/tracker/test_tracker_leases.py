@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tracker_driver import CHUNK, REGISTRY, Driver, digest, leases, node_id, of
+from tracker_driver import CHUNK, REGISTRY, Driver, bitmap, digest, leases, node_id, of
 
 from p2pdist.protocol import messages as wire
 
@@ -340,3 +340,51 @@ def test_words_about_what_a_node_has_no_part_in_change_nothing() -> None:
     assert driver.say(1, wire.Got(digest("blob"), 60_000, b"", b"")) == []
     assert driver.say(99, wire.Half(digest("blob"), index)) == []
     assert driver.leased("blob") == before
+
+
+def rejoin(driver: Driver, number: int, blob: str, *reading: int, have: bytes = b"", streaming: bool = False):
+    if node_id(number) not in driver.swarms.state.nodes:
+        driver.connect(number)
+    want = wire.Want(digest(blob), 8 * CHUNK, CHUNK, have, list(reading), streaming)
+    return driver.say(number, wire.Join(digest(blob), REGISTRY, [want]))
+
+
+def test_a_tracker_that_takes_over_leases_nothing_that_somebody_is_reading() -> None:
+    driver = Driver()
+    rejoin(driver, 1, "blob", 0, 3, have=bitmap(1))
+    said = rejoin(driver, 2, "blob", 2, have=bitmap(4))
+    assert driver.leased("blob").items() >= {0: 1, 3: 1, 2: 2}.items()
+    for number, index in leases(driver.said):
+        assert (number, index) not in {(1, 0), (1, 3), (2, 2)} and index not in {0, 1, 2, 3, 4}, said
+
+
+def test_a_read_that_was_said_again_is_leased_to_another_when_its_reader_goes() -> None:
+    driver = Driver()
+    rejoin(driver, 1, "blob", 0)
+    driver.join(2, "blob")
+    driver.disconnect(1)
+    driver.later(1.0)
+    assert driver.leased("blob").get(0) == 2 or driver.swarm("blob").alone is not None
+
+
+def test_nobody_can_claim_more_than_its_share_or_what_another_reads() -> None:
+    driver = Driver()
+    rejoin(driver, 1, "blob", 0)
+    rejoin(driver, 2, "blob", 0, 1, 2, 3, 4, 5, 6, 7, 100)
+    assert driver.leased("blob")[0] == 1
+    assert sum(reader == 2 for reader in driver.leased("blob").values()) <= driver.rules.leases_per_node
+
+
+def test_a_stream_goes_on_under_another_tracker_and_is_called_back_when_somebody_joins() -> None:
+    driver = Driver(alone_after=0.0)
+    rejoin(driver, 1, "blob", have=bitmap(0), streaming=True)
+    assert of(driver.said, wire.Lease) == []
+    said = driver.join(2, "blob")
+    assert [number for number, _ in of(said, wire.Recall)] == [1]
+
+
+def test_of_two_streams_under_another_tracker_both_are_called_back() -> None:
+    driver = Driver(alone_after=0.0)
+    rejoin(driver, 1, "blob", streaming=True)
+    rejoin(driver, 2, "blob", streaming=True)
+    assert {number for number, _ in of(driver.said, wire.Recall)} == {1, 2}
