@@ -4,27 +4,36 @@ The chunks that others attested are read again from upstream, one signer's after
 come last. As soon as a read differed from what was attested, the whole digest is tried again. Nobody is accused before
 it holds: only then is it certain which of two statements was the false one. No chunk is read again twice, so that this
 costs at most one more copy (docs/adr/0011).
+
+Where a tracker is there, one node at a time searches like that; the others are told which chunks it found false, and
+take them from it, unless the digest is wrong even so (docs/adr/0032).
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections import defaultdict
 from collections.abc import Callable
 
 import structlog
 
-from p2pdist.errors import DigestMismatch
+from p2pdist.errors import DigestMismatch, StorageError
 from p2pdist.protocol import messages as wire
+from p2pdist.protocol.limits import MAX_SUSPECTS
 from p2pdist.store import Store
 from p2pdist.swarm.attest import Attestor
 from p2pdist.swarm.engine import Engine
+from p2pdist.swarm.evidence import Evidence
 from p2pdist.swarm.exchange import Exchange
 from p2pdist.swarm.reader import UpstreamReader
 from p2pdist.swarm.tracker import Tracker
 from p2pdist.swarm.transfers import Transfer
 
 _log = structlog.get_logger("p2pdist.swarm")
-BAN = 600.0  # seconds that this node believes nothing of whom it caught; the tracker bans for longer, on more accusers
+BAN = 600.0  # seconds that this node believes nothing of whom it caught; the tracker bans for longer, on proof
+_HINTS = 2  # times that what another node found is tried, before this one searches itself
+_PATIENCE = 15.0  # seconds to wait for a turn or a hint, and for the chunks of a hint ...
+_LEAST_RATE = 2 * 1024 * 1024  # ... and bytes a second
 
 
 class Doubt:
@@ -37,12 +46,17 @@ class Doubt:
         tracker: Tracker,
         reader: UpstreamReader,
         clock: Callable[[], float],
+        evidence: Evidence,
+        join: Callable[[Transfer], None],
     ) -> None:
         self._engine = engine
         self._attestor = attestor
         self._tracker = tracker
         self._reader = reader
         self._clock = clock
+        self._evidence = evidence
+        self._join = join
+        self._asked: dict[str, asyncio.Future[list[int] | None]] = {}
 
     async def settle(self, transfer: Transfer, exchange: Exchange, store: Store, error: DigestMismatch) -> None:
         """Returns when the blob is proved and stored after all.
@@ -55,8 +69,82 @@ class Doubt:
         exchange.doubt(error)
         self._engine.remove(exchange)  # no peer gets a chunk of it until it is known which ones are right
         self._tracker.send(wire.Leave(exchange.name))
-        for indexes in suspects(exchange, self._attestor.node):
-            if not await self._differs(transfer, exchange, indexes):
+        for _ in range(_HINTS):
+            hint = await self._turn(exchange)
+            if hint is None:
+                break
+            if await self._mended(transfer, exchange, store, hint):
+                self._engine.add(exchange)
+                return
+        found: list[int] = []
+        try:
+            found = await self._search(transfer, exchange, store, error)
+        finally:
+            self._tracker.send(wire.Settled(exchange.name, exchange.chunk_size, found[:MAX_SUSPECTS]))
+
+    async def _turn(self, exchange: Exchange) -> list[int] | None:
+        """Chunks that another node found false; None: it is for this node to search."""
+        if not self._tracker.send(wire.Doubts(exchange.name, exchange.size, exchange.chunk_size)):
+            return None
+        answer: asyncio.Future[list[int] | None] = asyncio.get_running_loop().create_future()
+        self._asked[exchange.name] = answer
+        try:
+            async with asyncio.timeout(_PATIENCE + exchange.size / _LEAST_RATE):
+                return await answer
+        except TimeoutError:
+            return None
+        finally:
+            del self._asked[exchange.name]
+
+    def told(self, message: wire.Search | wire.Suspects) -> None:
+        """The tracker's answer to Doubts."""
+        answer = self._asked.get(message.digest)
+        if answer is not None and not answer.done():
+            answer.set_result(message.indexes if isinstance(message, wire.Suspects) else None)
+
+    def orphaned(self) -> None:
+        """There is no tracker any more: nobody says whose turn it is."""
+        for answer in self._asked.values():
+            if not answer.done():
+                answer.set_result(None)
+
+    async def _mended(self, transfer: Transfer, exchange: Exchange, store: Store, hint: list[int]) -> bool:
+        """Take these chunks from the swarm once more, with other bytes; whether the whole digest holds then."""
+        doubtful = ((index, exchange.witness(index)) for index in hint if index < exchange.count)
+        witnesses = {index: witness for index, witness in doubtful if witness is not None}  # own reads are no hearsay
+        if not witnesses:
+            return False
+        for index in witnesses:
+            exchange.refuse(index)
+            exchange.forget(index)
+        transfer.mending = True
+        self._engine.add(exchange)
+        self._join(transfer)
+        try:
+            async with asyncio.timeout(_PATIENCE + len(witnesses) * exchange.chunk_size / _LEAST_RATE):
+                while not exchange.whole:
+                    await exchange.changed()
+                    if exchange.failure is not None:
+                        raise StorageError(f"{exchange.name} is given up: {exchange.failure}")
+            for index, witness in witnesses.items():
+                if witness.sha256 != exchange.sha256(index):
+                    exchange.dispute(index, witness)
+            await exchange.commit(store)
+        except (TimeoutError, DigestMismatch) as error:
+            _log.warning("what another node found false is not all", digest=exchange.name, error=str(error))
+            self._tracker.send(wire.Leave(exchange.name))
+            return False
+        finally:
+            transfer.mending = False
+            self._engine.remove(exchange)
+        return True
+
+    async def _search(self, transfer: Transfer, exchange: Exchange, store: Store, error: DigestMismatch) -> list[int]:
+        """Read again until the digest holds; the chunks that came out different."""
+        found: dict[int, bytes] = {}
+        missing = [index for index in range(exchange.count) if not exchange.have >> index & 1]  # a hint took them away
+        for indexes in ([missing] if missing else []) + suspects(exchange, self._attestor.node):
+            if not await self._differs(transfer, exchange, indexes, found):
                 continue
             try:
                 await exchange.commit(store)
@@ -64,17 +152,23 @@ class Doubt:
                 error = again
                 continue
             self._engine.add(exchange)
-            return
+            self._tracker.send(wire.Done(exchange.name))  # before the others hear what to take from here
+            return [index for index, sha256 in found.items() if sha256 != exchange.sha256(index)]
         raise error
 
-    async def _differs(self, transfer: Transfer, exchange: Exchange, indexes: list[int]) -> bool:
-        """Read these chunks again; whether one is another one than it was."""
+    async def _differs(
+        self, transfer: Transfer, exchange: Exchange, indexes: list[int], found: dict[int, bytes]
+    ) -> bool:
+        """Read these chunks again; whether one is another one than it was. `found`: what those were, to be added to."""
         before = {index: (exchange.sha256(index), exchange.witness(index)) for index in indexes}
         await self._reader.reread(transfer, exchange, indexes)
         differs = False
         for index, (sha256, witness) in before.items():
-            if exchange.sha256(index) != sha256:
+            if sha256 is None:
                 differs = True
+            elif exchange.sha256(index) != sha256:
+                differs = True
+                found[index] = sha256
                 if witness is not None:
                     exchange.dispute(index, witness)
         return differs
@@ -82,15 +176,15 @@ class Doubt:
     def judge(self, exchange: Exchange) -> None:
         """The whole digest is proved: whoever attested something else of it lied, by its own signature."""
         liars = {
-            attestation.signer.node: index
+            attestation.signer.node: (index, attestation, None)
             for index, attestation in exchange.disputes
             if attestation.sha256 != exchange.sha256(index)
-        }
-        for node, index in liars.items():
+        } | {one.signer.node: (index, one, two) for index, one, two in exchange.contradictions}
+        for node, (index, statement, other) in liars.items():
             if node == self._attestor.node:
                 continue  # the upstream's bytes were wrong when they were read here
             _log.error("a false attestation", signer=node.hex(), digest=exchange.name, chunk=index)
-            self._tracker.send(wire.Accuse(node, exchange.name, index))
+            self._evidence.charge(exchange, index, statement, other)
             self._attestor.ban(node, self._clock() + BAN)
             self._engine.ban(node, BAN)
 
@@ -99,6 +193,8 @@ def suspects(exchange: Exchange, own: bytes) -> list[list[int]]:
     """The chunks by who attested them: those already contradicted first, then whose are fewest, `own` reads last."""
     by_signer: dict[bytes, list[int]] = defaultdict(list)
     for index in range(exchange.count):
+        if not exchange.have >> index & 1:
+            continue
         witness = exchange.witness(index)
         by_signer[own if witness is None else witness.signer.node].append(index)
     contradicted = {index for index, _ in exchange.disputes}

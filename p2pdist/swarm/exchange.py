@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["Exchange", "Receiver"]
 
 _DISPUTES = 1024  # remembered statements that contradict what is proved here
+_CONTRADICTIONS = 16  # remembered pairs of statements that contradict each other
 
 
 class Exchange:
@@ -59,6 +60,8 @@ class Exchange:
         self._signed: dict[int, bytes] = {}
         self._hashes: dict[int, bytes] = {}  # sha256 of chunks of a stored blob, where they are known
         self._disputes: dict[tuple[int, bytes], Attestation] = {}
+        self._refused: set[tuple[int, bytes]] = set()  # chunks and hashes that are not taken once more
+        self.contradictions: list[tuple[int, Attestation, Attestation]] = []  # one signer, one chunk, two hashes
         self._pulse = asyncio.Event()
 
     # --- state ---------------------------------------------------------------------------------------------------
@@ -151,6 +154,8 @@ class Exchange:
                 f"chunk {index} of {self.name}: attested sha256 {attestation.sha256.hex()}, got {got.hex()}",
                 peer=peer.hex(),
             )
+        if (index, got) in self._refused:
+            raise SignerRefused(f"chunk {index} of {self.name} is known to be false so", peer=peer.hex())
         fault = self._attestor.fault(attestation, self.name, self.chunk_size, index, self._clock())
         if fault is not None:
             kind = PeerError if self._attestor.believes(attestation.signer, self._clock()) else SignerRefused
@@ -198,6 +203,10 @@ class Exchange:
 
     def dispute(self, index: int, attestation: Attestation) -> None:
         """A member's statement that contradicts what is proved here: one of the two is false."""
+        witness = self.witness(index)
+        room = len(self.contradictions) < _CONTRADICTIONS
+        if room and witness is not None and _contradict(witness, attestation):
+            self.contradictions.append((index, witness, attestation))
         if len(self._disputes) < _DISPUTES:
             self._disputes[index, attestation.signer.node] = attestation
 
@@ -211,6 +220,12 @@ class Exchange:
         self.doubted = error
         self.doubts += 1
         self.pulse()
+
+    def refuse(self, index: int) -> None:
+        """Chunk `index` as it is proved now is false, somebody says: the same bytes are not taken from a peer again."""
+        sha256 = self.sha256(index)
+        if sha256 is not None:
+            self._refused.add((index, sha256))
 
     def forget(self, index: int) -> None:
         """Chunk `index` turned out wrong."""
@@ -234,7 +249,7 @@ class Exchange:
             if record is None:
                 return None
             sha256, evidence = record
-            if evidence and unpack(evidence).signer.expires > self._clock():
+            if evidence:  # expired perhaps, and useless then: what others read is for them to sign, until it is proved
                 self._signed[index] = evidence
                 return evidence
         if sha256 is None:
@@ -286,3 +301,7 @@ class Exchange:
         if self._blob is not None:
             self._blob.close()
         self.fail(self.failure or StorageError(f"{self.name} is closed"))
+
+
+def _contradict(one: Attestation, other: Attestation) -> bool:
+    return one.signer.node == other.signer.node and one.sha256 != other.sha256

@@ -20,6 +20,7 @@ from p2pdist.store import Store, StoredBlob
 from p2pdist.swarm.attest import Attestor
 from p2pdist.swarm.doubt import Doubt
 from p2pdist.swarm.engine import Engine
+from p2pdist.swarm.evidence import Evidence
 from p2pdist.swarm.exchange import Exchange
 from p2pdist.swarm.finishing import Finisher
 from p2pdist.swarm.joining import Joining
@@ -60,8 +61,11 @@ class SwarmService:
         self._transfers = Transfers(engine, tracker)
         self._reader = UpstreamReader(registry, engine, tracker, self._transfers)
         self._seeds = Seeds(store, engine, attestor, tracker, self._scope, settings.live_seeds, clock)
-        doubt = Doubt(engine, attestor, tracker, self._reader, clock)
-        finisher = Finisher(store, tracker, self._transfers, self._seeds, doubt, self._scope)
+        self._evidence = Evidence(store, tracker, self._scope, clock)
+        self._doubt = Doubt(
+            engine, attestor, tracker, self._reader, clock, self._evidence, lambda one: self._joining.join(one.rollout)
+        )
+        finisher = Finisher(store, tracker, self._transfers, self._seeds, self._doubt, self._scope)
         self._joining = Joining(
             store, engine, attestor, tracker, self._transfers, finisher, self._seeds, settings.join_seconds, clock
         )
@@ -195,6 +199,7 @@ class SwarmService:
             self._engine.orphaned(None)
         elif not self._orphaned:
             self._orphaned = True
+            self._doubt.orphaned()
             self._engine.orphaned(self.nodes)
 
     def tracker_message(self, message: wire.FromTracker) -> None:
@@ -214,7 +219,12 @@ class SwarmService:
                 self._reader.pause(message.registry, message.seconds)
             case wire.Gone():
                 self._gone(message)
+            case wire.Show():
+                self._evidence.show(message)
+            case wire.Search() | wire.Suspects():
+                self._doubt.told(message)
             case wire.Banned():
+                self._evidence.banned(message.node)
                 self._attestor.ban(message.node, message.until)
                 self._engine.ban(message.node, max(0.0, message.until - self._clock()))
             case wire.Pong():

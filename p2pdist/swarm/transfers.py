@@ -61,7 +61,7 @@ class Transfer:
     @property
     def doubted(self) -> bool:
         """Every chunk was proved and the whole was wrong: chunks are read from upstream again."""
-        return self.exchange is not None and self.exchange.doubted is not None
+        return self.exchange is not None and self.exchange.doubted is not None and not self.mending
 
     def fail(self, error: Exception) -> None:
         """End with `error`."""

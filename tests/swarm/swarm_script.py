@@ -38,10 +38,16 @@ class ScriptedTracker:
     def __init__(self, *, connected: bool = True) -> None:
         self.connected = connected
         self.sent: list[wire.Message] = []
+        self.answer: Callable[[Any], None] = lambda message: None
+        self.hints: list[list[int]] = []  # answers to Doubts; then: it is your turn
 
     def send(self, message: Any) -> bool:
         if self.connected:
             self.sent.append(message)
+            if isinstance(message, wire.Doubts):
+                hint = self.hints.pop(0) if self.hints else None
+                told = wire.Search(message.digest) if hint is None else wire.Suspects(message.digest, CHUNK, hint)
+                asyncio.get_running_loop().call_later(0.01, self.answer, told)
         return self.connected
 
     def got(self, kind: type[M]) -> list[M]:
@@ -246,6 +252,7 @@ def play(
                 settings or SwarmSettings(),
                 lambda: NOW,
             )
+            tracker.answer = swarms.tracker_message
             await swarms.start()
             script = Script(store, tracker, engine, registry, attestor, cluster, swarms)
             try:

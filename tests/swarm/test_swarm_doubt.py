@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from pathlib import Path
 
 import pytest
-from swarm.swarm_script import CHUNK, NOW, Script, play
+from swarm.swarm_script import CHUNK, EXPIRES, NOW, Script, play
 
-from p2pdist.errors import DigestMismatch, UpstreamUnreachable
+from p2pdist.errors import DigestMismatch, SignerRefused, UpstreamUnreachable
+from p2pdist.oci import Digest
 from p2pdist.protocol import messages as wire
+from p2pdist.swarm.attest import unpack
 
 DATA = random.Random(5).randbytes(6 * CHUNK + 100)
 COUNT = 7
@@ -28,7 +31,11 @@ def test_only_chunks_that_others_attested_are_read_again_and_the_liar_is_named(t
         script.bring(exchange, DATA, honest, 2, 5, 6)
         assert (await transfer.done).size == len(DATA)
         assert sorted(script.registry.chunks) == [0, 1, 3, 4]  # own reads are kept, the honest one's are not needed
-        assert script.tracker.got(wire.Accuse) == [wire.Accuse(liar.node, exchange.name, 3)]
+        (charge,) = script.tracker.got(wire.Convict)
+        assert (charge.statement.signer.node, charge.digest, charge.index) == (liar.node, exchange.name, 3)
+        assert script.tracker.got(wire.Settled) == [wire.Settled(exchange.name, CHUNK, [3])]
+        order = [type(one) for one in script.tracker.sent if isinstance(one, wire.Done | wire.Settled)]
+        assert order[0] is wire.Done  # before the others hear where to take it from
         assert script.attestor.banned(liar.node, NOW)
         assert not script.attestor.banned(honest.node, NOW)
         assert script.engine.bans == [liar.node]
@@ -47,7 +54,10 @@ def test_two_liars_cost_one_more_copy_at_most(tmp_path: Path) -> None:
             script.bring(exchange, LIES if index in (1, 5) else DATA, member, index)
         await transfer.done
         assert sorted(script.registry.chunks) == sorted(set(script.registry.chunks))
-        assert {one.peer for one in script.tracker.got(wire.Accuse)} == {members[1].node, members[5].node}
+        assert {one.statement.signer.node for one in script.tracker.got(wire.Convict)} == {
+            members[1].node,
+            members[5].node,
+        }
 
     play(tmp_path, case)
 
@@ -62,7 +72,7 @@ def test_nobody_is_accused_where_the_upstream_itself_was_read_wrong(tmp_path: Pa
         await script.until(lambda: exchange.have == 0b11)
         script.bring(exchange, DATA, honest, *range(2, COUNT))
         await transfer.done
-        assert script.tracker.got(wire.Accuse) == []
+        assert script.tracker.got(wire.Convict) == []
         assert script.engine.bans == []
 
     play(tmp_path, case)
@@ -77,7 +87,7 @@ def test_an_upstream_that_sends_wrong_bytes_twice_accuses_nobody_and_the_partial
         assert sorted(script.registry.chunks) == sorted([*range(COUNT)] * 2)
         await script.until(lambda: script.swarms.transfers == [])
         assert script.store.partials() == []
-        assert script.tracker.got(wire.Accuse) == []
+        assert script.tracker.got(wire.Convict) == []
         script.registry.wrong.clear()
         assert (await script.want(DATA).done).size == len(DATA)
 
@@ -95,7 +105,7 @@ def test_an_upstream_that_is_wrong_when_asked_again_makes_no_liar_of_an_honest_m
         script.bring(exchange, DATA, honest, *range(1, COUNT))
         with pytest.raises(DigestMismatch):
             await transfer.done
-        assert script.tracker.got(wire.Accuse) == []
+        assert script.tracker.got(wire.Convict) == []
         assert not script.attestor.banned(honest.node, NOW)
 
     play(tmp_path, case)
@@ -141,7 +151,7 @@ def test_a_statement_that_contradicted_what_turned_out_true_is_evidence(tmp_path
         script.bring(exchange, LIES, liar, 0)  # came second: not used, not forgotten
         script.bring(exchange, DATA, honest, *range(1, COUNT))
         await transfer.done
-        assert script.tracker.got(wire.Accuse) == [wire.Accuse(liar.node, exchange.name, 0)]
+        assert [(one.statement.signer.node, one.index) for one in script.tracker.got(wire.Convict)] == [(liar.node, 0)]
         assert script.registry.reads == []
 
     play(tmp_path, case)
@@ -159,6 +169,121 @@ def test_who_was_contradicted_is_suspected_first(tmp_path: Path) -> None:
         script.bring(exchange, DATA, other, 2)
         await transfer.done
         assert sorted(script.registry.chunks) == [3, 4, 5, 6]
-        assert script.tracker.got(wire.Accuse) == [wire.Accuse(liar.node, exchange.name, 4)]
+        assert [(one.statement.signer.node, one.index) for one in script.tracker.got(wire.Convict)] == [(liar.node, 4)]
+
+    play(tmp_path, case)
+
+
+def test_what_another_node_found_false_is_taken_from_the_swarm_and_not_from_upstream(tmp_path: Path) -> None:
+    async def case(script: Script) -> None:
+        honest, liar = script.member(), script.member()
+        script.tracker.hints = [[2, 99]]
+        transfer = script.want(DATA)
+        exchange = await script.joined(transfer)
+        script.bring(exchange, LIES, liar, 2)
+        script.bring(exchange, DATA, honest, 0, 1, *range(3, COUNT))
+        joins = len(script.tracker.got(wire.Join))
+        await script.until(lambda: len(script.tracker.got(wire.Join)) > joins)
+        assert script.tracker.got(wire.Join)[-1].wants[0].have == bytes([0b1111011])
+        with pytest.raises(SignerRefused):
+            script.bring(exchange, LIES, liar, 2)
+        script.bring(exchange, DATA, honest, 2)
+        await transfer.done
+        assert script.registry.reads == []
+        assert [one.statement.signer.node for one in script.tracker.got(wire.Convict)] == [liar.node]
+
+    play(tmp_path, case)
+
+
+def test_a_false_hint_costs_a_moment_and_then_the_node_searches_itself(tmp_path: Path) -> None:
+    async def case(script: Script) -> None:
+        honest, liar = script.member(), script.member()
+        script.tracker.hints = [[0], [99]]
+        transfer = script.want(DATA)
+        exchange = await script.joined(transfer)
+        script.bring(exchange, LIES, liar, 2)
+        script.bring(exchange, DATA, honest, 0, 1, *range(3, COUNT))
+        await transfer.done  # nobody brings other bytes for chunk 0: there are none
+        assert sorted(script.registry.chunks) == sorted(set(script.registry.chunks))
+        assert [one.statement.signer.node for one in script.tracker.got(wire.Convict)] == [liar.node]
+
+    play(tmp_path, case)
+
+
+@pytest.mark.parametrize("goes", [False, True])
+def test_a_tracker_that_says_nothing_or_goes_away_does_not_keep_a_node_in_doubt(tmp_path: Path, goes: bool) -> None:
+    async def case(script: Script) -> None:
+        script.tracker.answer = lambda message: None
+        transfer = script.want(DATA)
+        exchange = await script.joined(transfer)
+        began = asyncio.get_running_loop().time()
+        script.bring(exchange, LIES, script.member(), *range(COUNT))
+        await script.until(lambda: bool(script.tracker.got(wire.Doubts)))
+        if goes:
+            script.tracker.connected = False
+            script.swarms.tracker_state(False)
+        await transfer.done
+        assert asyncio.get_running_loop().time() - began < (5.0 if goes else 30.0)
+
+    play(tmp_path, case)
+
+
+def test_two_statements_of_one_signer_are_sent_together(tmp_path: Path) -> None:
+    async def case(script: Script) -> None:
+        honest, liar = script.member(), script.member()
+        transfer = script.want(DATA)
+        exchange = await script.joined(transfer)
+        script.bring(exchange, DATA, liar, 0)
+        script.bring(exchange, LIES, liar, 0)
+        script.bring(exchange, DATA, honest, *range(1, COUNT))
+        await transfer.done
+        (charge,) = script.tracker.got(wire.Convict)
+        assert charge.other is not None and charge.other.sha256 != charge.statement.sha256
+        assert charge.other.signer.node == charge.statement.signer.node == liar.node
+
+    play(tmp_path, case)
+
+
+def test_the_blob_is_shown_as_proof_and_no_other(tmp_path: Path) -> None:
+    async def case(script: Script) -> None:
+        liar = script.member()
+        other = await script.store.put(b"private", Digest.of(b"private"))
+        transfer = script.want(DATA)
+        exchange = await script.joined(transfer)
+        script.bring(exchange, LIES, liar, *range(COUNT))
+        await transfer.done
+        script.swarms.tracker_message(wire.Show(exchange.name, 100, 1000))
+        script.swarms.tracker_message(wire.Show(str(other.digest), 0, 7))
+        await script.until(lambda: len(script.tracker.got(wire.Shown)) == 2)
+        shown = {message.digest: message for message in script.tracker.got(wire.Shown)}
+        assert shown[exchange.name] == wire.Shown(exchange.name, 100, DATA[100:1100])
+        assert shown[str(other.digest)].data == b""
+        charges = len(script.tracker.got(wire.Convict))
+        script.swarms.tracker_message(wire.Welcome(script.attestor.membership, script.attestor.cluster_key, 30.0, 2))
+        assert len(script.tracker.got(wire.Convict)) == charges + 1  # a new session hears it again ...
+        script.swarms.tracker_message(wire.Banned(liar.node, int(NOW + 3600)))
+        script.swarms.tracker_message(wire.Welcome(script.attestor.membership, script.attestor.cluster_key, 30.0, 2))
+        assert len(script.tracker.got(wire.Convict)) == charges + 1  # ... until the cluster knows
+        script.swarms.tracker_message(wire.Show(exchange.name, 0, 1))
+        assert script.tracker.got(wire.Shown)[-1].data == b""
+
+    play(tmp_path, case)
+
+
+def test_a_node_never_signs_what_it_did_not_read_itself_before_the_whole_is_proved(tmp_path: Path) -> None:
+    """Else a liar whose membership ends soon would get the honest node that resumes its partial convicted."""
+
+    async def case(script: Script) -> None:
+        liar = script.member()
+        transfer = script.want(DATA)
+        exchange = await script.joined(transfer)
+        script.bring(exchange, LIES, liar, 3)
+        exchange._clock = lambda: EXPIRES + 1.0
+        packed = exchange.attestation(3)
+        assert packed is not None and unpack(packed).signer.node == liar.node
+        script.lease(transfer, 0)
+        await script.until(lambda: exchange.have & 1 == 1)
+        own = exchange.attestation(0)
+        assert own is not None and unpack(own).signer.node == script.attestor.node
 
     play(tmp_path, case)
