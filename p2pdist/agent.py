@@ -109,7 +109,7 @@ class Agent:
             memory = config.node.data_dir / "cluster.json"
             self._swarms.known = recall(memory, self._attestor)
             stack.callback(lambda: remember(memory, self._attestor, self._engine.links() or self._swarms.known))
-            self._pull = Pull(self._store, self._upstreams, self._swarms, self._session, PullSettings())
+            self._pull = Pull(self._store, self._upstreams, self._swarms, self._session, pull_settings(config))
             await self._pull.start()
             stack.push_async_callback(self._pull.stop)
             await self._open_gate(stack)
@@ -178,6 +178,8 @@ class Agent:
         imported = await import_layout(self._store, directory, reference=Reference.parse(name) if name else None)
         for blob in imported.stored:
             self._swarms.stored(blob)
+        for image, _ in imported.images:
+            self._pull.rights.grant(Reference.parse(image).repository)
         return [(image, str(digest)) for image, digest in imported.images]
 
     # --- what it is doing ----------------------------------------------------------------------------------------
@@ -205,6 +207,7 @@ class Agent:
                 "nodes": self._swarms.nodes,
             },
             "trust": self._trust_status(),
+            "rights": asdict(self._pull.rights.counts),
             "store": {"blobs": len(stored), "bytes": sum(blob.size for blob in stored)},
             "transfer": {
                 "bytes_from_upstream": self._swarms.bytes_from_upstream,
@@ -275,6 +278,17 @@ def make_upstreams(config: AgentConfig) -> Upstreams:
     return Upstreams(settings, credentials, allow_any=config.upstream.allow_any)
 
 
+def pull_settings(config: AgentConfig) -> PullSettings:
+    """What the configuration says about pulling."""
+    upstream = config.upstream
+    return PullSettings(
+        rights_seconds=upstream.rights_seconds,
+        rights_outage_seconds=upstream.rights_outage_seconds,
+        rights_unreachable=upstream.rights_unreachable,
+        rights_file=config.node.data_dir / "rights.json",
+    )
+
+
 def trust_settings(config: AgentConfig) -> TrustSettings:
     """What the configuration's [trust] says, as the gate takes it; ConfigError for a store's URL that can't be used."""
     trust = config.trust
@@ -330,6 +344,8 @@ class _Metrics:
                 yield CounterMetricFamily(f"p2pdist_{name}", name.replace("_", " "), value=value)
         for name, value in status["trust"].get("counts", {}).items():
             yield CounterMetricFamily(f"p2pdist_trust_{name}", name.replace("_", " "), value=value)
+        for name, value in status["rights"].items():
+            yield CounterMetricFamily(f"p2pdist_rights_{name}", f"Who may read: {name}", value=value)
         yield GaugeMetricFamily("p2pdist_links", "Peers with an open link", value=status["peer"]["links"])
         connected = float(status["tracker"]["connected"])
         yield GaugeMetricFamily("p2pdist_tracker_connected", "1 with a tracker session", value=connected)

@@ -64,9 +64,18 @@ class UpstreamNotFound(UpstreamError):
 
 
 class UpstreamDenied(UpstreamError):
-    """The upstream refuses us (401 after authentication, 403)."""
+    """The upstream refuses us (401 after authentication, 403).
+
+    `challenge`: a `WWW-Authenticate` value that says where a client can get a token of its own; empty: it can't.
+    """
 
     temporary = False
+
+    def __init__(
+        self, message: str, *, status: int | None = None, retry_after: float | None = None, challenge: str = ""
+    ) -> None:
+        super().__init__(message, status=status, retry_after=retry_after)
+        self.challenge = challenge
 
 
 class UpstreamNotAllowed(UpstreamError):

@@ -193,6 +193,22 @@ class UpstreamConfig(Section):
         None,
         "Credentials for the registries, in the form of Docker's config.json (auths, credHelpers).",
     )
+    rights_seconds: float = _option(
+        v.SECONDS,
+        300.0,
+        "For how long the upstream's word holds that a credential (the client's own Authorization, else this node's "
+        "credentials) may read a repository. Then it is asked again, whatever is in the cache.",
+    )
+    rights_outage_seconds: float = _option(
+        v.SECONDS, 86_400.0, "For how long it holds while the upstream can't be reached."
+    )
+    rights_unreachable: str = _option(
+        v.one_of("known", "serve"),
+        "known",
+        'Who is served from the cache while the upstream can\'t be reached. "known": whom it accepted in the last '
+        'rights_outage_seconds, and everybody for images that were imported here. "serve": everybody who reaches the '
+        "mirror; for clusters without an upstream.",
+    )
 
 
 @dataclass(frozen=True, slots=True)

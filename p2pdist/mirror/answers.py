@@ -6,7 +6,7 @@ import json
 
 from aiohttp import web
 
-from p2pdist.errors import PolicyError
+from p2pdist.errors import PolicyError, UpstreamDenied
 from p2pdist.mirror.door import Asked, BlobAsked, Refusal, TagsAsked
 from p2pdist.oci import Digest
 
@@ -28,6 +28,8 @@ def refused(refusal: Refusal) -> web.Response:
         body=json.dumps(body).encode(),
         headers={**EVERYWHERE, "Content-Type": "application/json"},
     )
+    if refusal.challenge:
+        response.headers["WWW-Authenticate"] = refusal.challenge
     if refusal.status == 405:
         response.headers["Allow"] = "GET, HEAD"
         response.force_close()  # else the body of a push would be read to its end
@@ -58,11 +60,15 @@ def etag(digest: Digest) -> str:
 def not_servable(asked: Asked, error: BaseException | str) -> Refusal:
     """What `error` means for the client: 404 (it asks the upstream itself), or 403 when policy refuses.
 
-    Never 5xx or 429 (Docker needs 50 to 80 s for each, containers/image fails) and never 401 (clients would hand
-    their registry password over): design page "clients", sections 2, 3 and 5.6.
+    Never 5xx or 429 (Docker needs 50 to 80 s for each, containers/image fails): design page "clients", sections 2, 3
+    and 5.6. A 401 only with the upstream's own challenge for a token, which containerd answers with its user's login at
+    the upstream's token service and everybody else by going to the upstream; never one for a password, which clients
+    would hand over to us. And never for a blob, where containers/image has no way on.
     """
     if isinstance(error, PolicyError):
         return Refusal(403, "DENIED", str(error))
+    if isinstance(error, UpstreamDenied) and error.challenge and not isinstance(asked, BlobAsked):
+        return Refusal(401, "UNAUTHORIZED", str(error), error.challenge)
     match asked:
         case BlobAsked():
             code = "BLOB_UNKNOWN"

@@ -63,11 +63,15 @@ class TagsAsked:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """An answer without content: status, code of distribution-spec ("Error Codes") and text for a person."""
+    """An answer without content: status, code of distribution-spec ("Error Codes") and text for a person.
+
+    `challenge`: the WWW-Authenticate value of a 401.
+    """
 
     status: int
     code: str
     message: str
+    challenge: str = ""
 
 
 Asked = Ping | ManifestAsked | BlobAsked | ReferrersAsked | TagsAsked

@@ -32,7 +32,10 @@ class FoundManifest:
 
 
 class Manifests:
-    """`tag_seconds`: with no tracker, a tag is asked for upstream at most this often. `clock` gives Unix seconds."""
+    """`tag_seconds`: with no tracker, a tag is asked for upstream at most this often. `clock` gives Unix seconds.
+
+    `accepted` hears of every repository that the upstream opened, and to which Authorization (None: the node's own).
+    """
 
     def __init__(
         self,
@@ -44,6 +47,7 @@ class Manifests:
         scope: Scope,
         tag_seconds: float,
         clock: Callable[[], float],
+        accepted: Callable[[Repository, str | None], None],
     ) -> None:
         self._store = store
         self._upstreams = upstreams
@@ -52,6 +56,7 @@ class Manifests:
         self._plans = plans
         self._tag_seconds = tag_seconds
         self._clock = clock
+        self._accepted = accepted
         self._flights: Flights[FoundManifest] = Flights(scope)
 
     async def find(self, repository: Repository, target: str, authorization: str | None) -> FoundManifest:
@@ -121,6 +126,7 @@ class Manifests:
                 if stale is not None:
                     return stale
             raise
+        self._accepted(repository, authorization)
         if isinstance(answer, wire.Fetch):
             self._shared.offer(key, fetched.digest, fetched.media_type, fetched.raw)
         return await self._keep(repository, fetched.raw, fetched.media_type, fetched.digest)

@@ -18,7 +18,7 @@ from yarl import URL
 
 from p2pdist.errors import UpstreamDenied, UpstreamError, UpstreamInvalid, UpstreamNotFound
 from p2pdist.upstream.answers import error_of
-from p2pdist.upstream.challenge import Challenge
+from p2pdist.upstream.challenge import Challenge, shown_challenge
 from p2pdist.upstream.credentials import Credential, Credentials, IdentityToken, Login, RegistryToken
 from p2pdist.upstream.transport import Transport, discard, read_small, shown
 
@@ -66,6 +66,21 @@ class Authenticator:
         self._basic: str | None = None
         self._bearer: Challenge | None = None  # the last one: new scopes ask its realm without being refused first
         self._flights: dict[str, asyncio.Future[UpstreamError | None]] = {}
+
+    def passed_on(self, scope: str, challenges: Sequence[Challenge] = ()) -> str:
+        """The registry's challenge (of these, else its last one) for a client that may have a login of its own.
+
+        Empty where there is none that can be passed on. A password is never asked for here: whoever answers Basic sends
+        it to whom asked, and that would be this agent.
+        """
+        found = next((challenge for challenge in challenges if challenge.scheme == "bearer"), self._bearer)
+        if found is None:
+            return ""
+        try:
+            self._realm(found)
+        except UpstreamDenied:
+            return ""
+        return shown_challenge(found, scope)
 
     async def current(self, scope: str) -> str | None:
         """The header for a request that needs `scope`; None while the registry hasn't said what it wants.

@@ -13,6 +13,7 @@ MAX_RETRY_AFTER = 3600.0  # seconds; a registry that asks for more is asked agai
 _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # RFC 9110 section 5.6.2
 _SCHEME = re.compile(rf"[\s,]*({_TOKEN})(?:[ \t]+|$|(?=,))")
 _PARAMETER = re.compile(rf'[\s,]*({_TOKEN})[ \t]*=[ \t]*(?:"((?:[^"\\]|\\.)*)"|({_TOKEN}))[ \t]*(?=,|$)', re.DOTALL)
+_ERROR = re.compile(r"[a-z_]{1,40}")  # RFC 6750 section 3.1
 _ESCAPE = re.compile(r"\\(.)", re.DOTALL)
 
 
@@ -22,6 +23,23 @@ class Challenge:
 
     scheme: str
     parameters: Mapping[str, str]
+
+
+def shown_challenge(challenge: Challenge, scope: str) -> str:
+    """A Bearer challenge that a client can answer with a token of its own for `scope`; empty if it makes none.
+
+    Put together from its parameters: nothing else that an upstream writes reaches a client's headers.
+    """
+    fields = {name: challenge.parameters.get(name, "") for name in ("realm", "service")}
+    fields["scope"] = scope
+    if _ERROR.fullmatch(challenge.parameters.get("error", "")):  # containerd ends its tries by it
+        fields["error"] = challenge.parameters["error"]
+    if challenge.scheme != "bearer" or not fields["realm"]:
+        return ""
+    if not all(value.isascii() and value.isprintable() and len(value) <= 2048 for value in fields.values()):
+        return ""
+    quoted = {name: value.replace("\\", r"\\").replace('"', r"\"") for name, value in fields.items() if value}
+    return "Bearer " + ",".join(f'{name}="{value}"' for name, value in quoted.items())
 
 
 def parse_challenges(headers: Iterable[str]) -> list[Challenge]:

@@ -19,7 +19,8 @@ from p2pdist.protocol.limits import MAX_MANIFEST
 from p2pdist.upstream.answers import FetchedManifest, ManifestInfo, RawAnswer, error_of
 from p2pdist.upstream.auth import Authenticator
 from p2pdist.upstream.body import BlobBody
-from p2pdist.upstream.challenge import parse_challenges
+from p2pdist.upstream.challenge import Challenge, parse_challenges
+from p2pdist.upstream.loans import Loans
 from p2pdist.upstream.settings import UpstreamSettings
 from p2pdist.upstream.transport import Transport, discard, read_small
 
@@ -56,6 +57,7 @@ class Registry:
         self._stall = settings.stall_timeout
         self._transport = transport
         self._authenticator = authenticator
+        self._loans = Loans(clock)
         self._clock = clock
         self._wall = wall
 
@@ -143,7 +145,15 @@ class Registry:
             headers = {}
             if at > 0 or (until is not None and until != size):
                 headers["Range"] = f"bytes={at}-{'' if until is None else until - 1}"
-            return await self._ask("GET", repository, f"blobs/{digest}", headers, authorization, patience, large=True)
+            path = f"blobs/{digest}"
+            header = authorization or self._loans.instead(repository.name)
+            try:
+                return await self._ask("GET", repository, path, headers, header, patience, large=True)
+            except UpstreamDenied:
+                lent = self._loans.after_refusal(repository.name, header)
+                if lent is None or authorization is not None:
+                    raise
+            return await self._ask("GET", repository, path, headers, lent, patience, large=True)
 
         body = BlobBody(f"{repository}@{digest}", start, end, size, open_, self._stall, self._clock)
         await body.open()
@@ -151,6 +161,13 @@ class Registry:
             yield body
         finally:
             body.close()
+
+    def lend(self, repository: Repository, authorization: str) -> None:
+        """A client whose `authorization` the registry takes waits for a blob of `repository`.
+
+        Blobs are read with it where this node's own credentials are refused, for as long as it works; kept in memory.
+        """
+        self._loans.lend(repository.name, authorization)
 
     async def referrers(
         self,
@@ -224,17 +241,27 @@ class Registry:
         scope = f"repository:{repository.name}:pull"
         if authorization is not None and not (authorization.isascii() and authorization.isprintable()):
             raise UpstreamDenied(f"{self.name}: an Authorization that can't be passed on", status=401)
-        header = authorization if authorization is not None else await self._authenticator.current(scope)
-        response = await self._transport.send(method, url, _with(headers, header), large=large)
-        if response.status == 401 and authorization is None and response.url.origin() == url.origin():
-            challenges = parse_challenges(response.headers.getall("WWW-Authenticate", ()))
-            await discard(response)
-            header = await self._authenticator.answer(scope, challenges, header)
+        challenges: list[Challenge] = []
+        try:
+            header = authorization if authorization is not None else await self._authenticator.current(scope)
             response = await self._transport.send(method, url, _with(headers, header), large=large)
-        if response.status == 200 or (response.status == 206 and "Range" in headers):
-            return response
-        what = f"{self.name}: {method} {repository.name}/{path.partition('?')[0]}"
-        raise await error_of(response, what, self._wall(), elsewhere=response.url.origin() != url.origin())
+            elsewhere = response.url.origin() != url.origin()
+            if response.status == 401 and not elsewhere:
+                challenges = parse_challenges(response.headers.getall("WWW-Authenticate", ()))
+                if authorization is None:
+                    await discard(response)
+                    header = await self._authenticator.answer(scope, challenges, header)
+                    response = await self._transport.send(method, url, _with(headers, header), large=large)
+                    elsewhere = response.url.origin() != url.origin()
+                    challenges = parse_challenges(response.headers.getall("WWW-Authenticate", ())) or challenges
+            if response.status == 200 or (response.status == 206 and "Range" in headers):
+                return response
+            what = f"{self.name}: {method} {repository.name}/{path.partition('?')[0]}"
+            raise await error_of(response, what, self._wall(), elsewhere=elsewhere)
+        except UpstreamDenied as error:
+            if error.status == 401 or authorization is None:
+                error.challenge = self._authenticator.passed_on(scope, challenges)
+            raise
 
 
 _ACCEPT = {"Accept": ACCEPT_MANIFESTS}

@@ -95,6 +95,10 @@ class Upstreams:
             self._unlisted.popitem(last=False)
         return made
 
+    async def anonymous(self, name: str) -> bool:
+        """Whether this node has no credentials of its own for the registry; all such nodes get the same answers."""
+        return (await self._credentials.find(name)).credential is None
+
     def _made(self, settings: UpstreamSettings, transport: Transport) -> Registry:
         url = URL(settings.url)
         authenticator = Authenticator(

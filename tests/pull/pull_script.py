@@ -57,21 +57,47 @@ class ScriptedUpstream(ScriptedRegistry):
         super().__init__()
         self.manifests: dict[str, tuple[bytes, str]] = {}
         self.asked: list[str] = []
+        self.heads: list[tuple[str, str | None]] = []
+        self.lent: list[str] = []
+        self.absent: set[tuple[Repository, Digest]] = set()
+        self.refuses: dict[tuple[Repository, str | None], Exception] = {}
         self.down: Exception | None = None
         self.slow = 0.05
 
-    async def get_manifest(self, repository: Repository, target: str, **_: object) -> Fetched:
+    async def get_manifest(self, repository: Repository, target: str, **options: Any) -> Fetched:
         self.asked.append(target)
         await asyncio.sleep(self.slow)
         if self.down is not None:
             raise self.down
+        refused = self.refuses.get((repository, options.get("authorization")))
+        if refused is not None:
+            raise refused
         if target not in self.manifests:
             raise UpstreamNotFound(f"no {target}", status=404)
         raw, media_type = self.manifests[target]
         return Fetched(raw, media_type, Digest.of(raw))
 
-    async def head_blob(self, repository: Repository, digest: Digest, **_: object) -> int:
+    async def head_manifest(self, repository: Repository, target: str, **options: Any) -> None:
+        self.heads.append((target, options.get("authorization")))
+        await asyncio.sleep(self.slow)
+        if self.down is not None:
+            raise self.down
+        refused = self.refuses.get((repository, options.get("authorization")))
+        if refused is not None:
+            raise refused
+        if target not in self.manifests:
+            raise UpstreamNotFound(f"no {target}", status=404)
+
+    def lend(self, repository: Repository, authorization: str) -> None:
+        self.lent.append(authorization)
+
+    async def head_blob(self, repository: Repository, digest: Digest, **options: Any) -> int:
         self.asked.append(str(digest))
+        refused = self.refuses.get((repository, options.get("authorization")))
+        if refused is not None:
+            raise refused
+        if (repository, digest) in self.absent or digest not in self.blobs:
+            raise UpstreamNotFound(f"no {digest}", status=404)
         return len(self.blobs[digest])
 
     @asynccontextmanager
@@ -85,9 +111,13 @@ class ScriptedUpstream(ScriptedRegistry):
 class OneUpstream:
     def __init__(self, registry: ScriptedUpstream) -> None:
         self._registry = registry
+        self.without_credentials = False
 
     def registry(self, name: str) -> ScriptedUpstream:
         return self._registry
+
+    async def anonymous(self, name: str) -> bool:
+        return self.without_credentials
 
 
 @dataclass
@@ -100,6 +130,7 @@ class Script:
     registry: ScriptedUpstream
     swarms: SwarmService
     pull: Pull
+    upstreams: OneUpstream
     now: float = 1_000_000.0
 
     def image(self, *layers: bytes) -> Image:
@@ -118,7 +149,13 @@ class Script:
 TAG = f"tag {REPOSITORY}:1"
 
 
-def play(directory: Path, case: Callable[[Script], Coroutine[Any, Any, None]], *, connected: bool = True) -> None:
+def play(
+    directory: Path,
+    case: Callable[[Script], Coroutine[Any, Any, None]],
+    *,
+    connected: bool = True,
+    settings: PullSettings | None = None,
+) -> None:
     """Run `case` at injected time."""
 
     async def main() -> None:
@@ -128,8 +165,8 @@ def play(directory: Path, case: Callable[[Script], Coroutine[Any, Any, None]], *
         attestor = Attestor(Ed25519PrivateKey.generate())
         swarms = SwarmService(store, upstreams.registry, engine, attestor, cluster, SwarmSettings())
         script: Script
-        pull = Pull(store, upstreams, swarms, cluster, PullSettings(), lambda: script.now)
-        script = Script(store, cluster, engine, registry, swarms, pull)
+        pull = Pull(store, upstreams, swarms, cluster, settings or PullSettings(), lambda: script.now)
+        script = Script(store, cluster, engine, registry, swarms, pull, upstreams)
         try:
             await swarms.start()
             await pull.start()

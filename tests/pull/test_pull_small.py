@@ -185,6 +185,8 @@ def test_a_stale_answer_of_the_cluster_stands_in_for_an_upstream_that_is_gone(tm
     async def case(script: Script) -> None:
         image = script.image(SMALL)
         script.registry.down = UpstreamUnreachable("cut")
+        script.pull.rights.accept(REPOSITORY, None)
+        script.now += 1000
         script.cluster.answers[TAG] = [wire.Fetch(1, TAG), script.content(image, stale=True)]
         assert (await script.pull.manifest(REPOSITORY, "1")).raw == image.raw
         assert len(script.cluster.got(wire.Refuse)) == 1

@@ -69,8 +69,10 @@ class FakeRegistry:
         referrers: bool = True,
         page: int | None = None,
         tls: ssl.SSLContext | None = None,
+        linked: bool = False,
     ) -> None:
         self._tls = tls
+        self.linked = linked  # a blob is in the repositories whose manifests name it, not in all
         self.host, self.port, self.referrers, self.page = host, port, referrers, page
         self._door = Door(auth)
         self.blobs: dict[Digest, bytes] = {}
@@ -227,6 +229,10 @@ class FakeRegistry:
             return await send(request, one, held[0], headers, fault)
         if what == "blobs":
             blob = self.blobs.get(Digest.parse(target))
+            if self.linked and not any(
+                target.encode() in raw for raw, _ in self.manifests.get(repository, {}).values()
+            ):
+                blob = None
             if blob is None:
                 return error(404, "BLOB_UNKNOWN")
             if self._storage:
