@@ -129,6 +129,9 @@ def _settings(settings: ClientSettings) -> settings_pack:
         "allow_multiple_connections_per_ip": True,
         "alert_mask": category.error | category.storage | category.status,
         "stop_tracker_timeout": 1,
+        # A named peer that refused once is tried again soon (a minute otherwise), and more than three times.
+        "min_reconnect_time": 1,
+        "max_failcount": 1000,
     }
 
 
