@@ -152,8 +152,9 @@ class Arrivals:
             return [Candidate(True, idle.changed, digest, idle.allocated) for digest, idle in self._idle.items()]
 
     def take_away(self, digest: Digest) -> list[Path]:
-        """An idle one is no longer there; what is left to delete."""
+        """An idle one is no longer there; what is left to delete. Nothing if there is none."""
         with self._lock:
-            del self._idle[digest]
+            if self._idle.pop(digest, None) is None:
+                return []
         journal, part = self._layout.journal(digest), self._layout.part(digest)
         return self._shelf.put_away(journal) + self._shelf.put_away(part)

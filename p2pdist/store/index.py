@@ -24,7 +24,7 @@ from p2pdist.store.blob import Stamp
 MAX_TAGS = 65_536  # remembered tags; the one set longest ago makes room
 USED_EVERY = 60.0  # seconds: how exact "last used" is on disk
 
-_VERSION = 1
+_VERSION = 2
 _SCHEMA = f"""
 BEGIN;
 CREATE TABLE blobs (digest TEXT PRIMARY KEY, inode INTEGER NOT NULL, size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL,
@@ -34,6 +34,7 @@ CREATE TABLE notes (digest TEXT, repository TEXT, media_type TEXT NOT NULL, PRIM
     WITHOUT ROWID;
 CREATE TABLE tags (repository TEXT, tag TEXT, digest TEXT NOT NULL, seen REAL NOT NULL, PRIMARY KEY (repository, tag))
     WITHOUT ROWID;
+CREATE TABLE pulls (digest TEXT PRIMARY KEY, at REAL NOT NULL) WITHOUT ROWID;
 PRAGMA user_version = {_VERSION};
 COMMIT;
 """
@@ -68,6 +69,7 @@ class Index:
         self._pins: set[Digest] = set()
         self._notes: dict[Digest, dict[str, str]] = {}
         self._tags: dict[tuple[str, str], tuple[str, float]] = {}
+        self._pulls: dict[Digest, float] = {}
         self._queue: list[tuple[str, tuple[object, ...]]] = []
         self._closed = False
         self._writer = ThreadPoolExecutor(1, "store-index")
@@ -128,6 +130,7 @@ class Index:
                 self._notes.setdefault(Digest.parse(text), {})[repository] = media_type
             rows = self._database.execute("SELECT repository, tag, digest, seen FROM tags ORDER BY seen")
             self._tags = {(repository, tag): (digest, float(seen)) for repository, tag, digest, seen in rows}
+            self._pulls = {Digest.parse(text): float(at) for text, at in self._database.execute("SELECT * FROM pulls")}
         except (InvalidDigest, TypeError, ValueError, AttributeError) as error:
             raise _Damaged(str(error)) from error
 
@@ -177,8 +180,34 @@ class Index:
                 self._write("DELETE FROM blobs WHERE digest = ?", (str(digest),))
             if self._notes.pop(digest, None) is not None:
                 self._write("DELETE FROM notes WHERE digest = ?", (str(digest),))
+            if self._pulls.pop(digest, None) is not None:
+                self._write("DELETE FROM pulls WHERE digest = ?", (str(digest),))
 
-    # --- pins, notes, tags
+    # --- pins, notes, tags, pulls
+
+    def pulled(self, digest: Digest, now: float) -> None:
+        """A daemon asked for this manifest."""
+        with self._lock:
+            before = self._pulls.get(digest)
+            if digest not in self._entries or (before is not None and abs(now - before) < USED_EVERY):
+                return
+            self._pulls[digest] = now
+            self._write("INSERT OR REPLACE INTO pulls VALUES (?, ?)", (str(digest), now))
+
+    def pulls(self) -> dict[Digest, float]:
+        """Manifests that a daemon asked for, and when it last did."""
+        with self._lock:
+            return dict(self._pulls)
+
+    def noted(self) -> dict[Digest, dict[str, str]]:
+        """Everything that was noted: repository to media type, by digest."""
+        with self._lock:
+            return {digest: dict(notes) for digest, notes in self._notes.items()}
+
+    def tags(self) -> dict[tuple[str, str], str]:
+        """The digest that each tag was last seen to name."""
+        with self._lock:
+            return {name: digest for name, (digest, _) in self._tags.items()}
 
     def pinned(self) -> frozenset[Digest]:
         with self._lock:

@@ -38,6 +38,7 @@ class Shelf:
         self._open: Counter[Digest] = Counter()
         self._opening = threading.Lock()  # guards the counts
         self._serial = itertools.count()
+        self.kept: frozenset[Digest] = frozenset()  # not to be evicted either, as long as it says so
 
     # --- handing out
 
@@ -88,8 +89,8 @@ class Shelf:
         return now is not None and (now.stamp, now.verified) == (entry.stamp, entry.verified)
 
     def candidates(self) -> Iterable[Candidate]:
-        """The blobs that may be evicted: neither open nor pinned."""
-        pinned = self._index.pinned()
+        """The blobs that may be evicted: neither open nor pinned nor kept."""
+        pinned = self._index.pinned() | self.kept
         with self._opening:
             busy = pinned | self._open.keys()
         return [

@@ -36,13 +36,18 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """How full the store is. Sizes in bytes; `staging` counts open stagings whole and idle ones by what they take."""
+    """How full the store is. Sizes in bytes; `staging` counts open stagings whole and idle ones by what they take.
+
+    `kept`: of what is stored, that which may not be evicted. `refused`: how often there was no room for something.
+    """
 
     blobs: int
     stored: int
     partials: int
     staging: int
     max_bytes: int | None
+    kept: int
+    refused: int
 
 
 class Store:
@@ -72,6 +77,7 @@ class Store:
         self._reverify_after = reverify_after
         self._clock = clock
         self._verifying: dict[Digest, Future[None]] = {}
+        self._refused = 0
         self._closed = False
 
     @classmethod
@@ -182,9 +188,13 @@ class Store:
         return await self._run(partial(self._shelf.write, bytes(data), digest))
 
     async def remove(self, digest: Digest) -> None:
-        """Deletes the blob, if it is there, whoever has it open (they may read on) and whether or not it is pinned."""
+        """Deletes the blob, if it is there, whoever has it open (they may read on) and whether or not it is pinned.
+
+        A partial one goes too, unless it is being filled.
+        """
         self._must_be_open()
-        await self._run(partial(self._shelf.delete, self._shelf.take_away(digest)))
+        left = self._shelf.take_away(digest) + self._arrivals.take_away(digest)
+        await self._run(partial(self._shelf.delete, left))
 
     # --- partial blobs
 
@@ -225,6 +235,26 @@ class Store:
         """The reverse of `pin`."""
         self._index.unpin(digest)
 
+    def keep(self, digests: frozenset[Digest]) -> None:
+        """Never evict these, there or not; replaces what was said before, and holds until a restart."""
+        self._shelf.kept = digests
+
+    def pulled(self, digest: Digest) -> None:
+        """A daemon asked for this manifest just now; forgotten with the manifest."""
+        self._index.pulled(digest, self._clock())
+
+    def pulls(self) -> dict[Digest, float]:
+        """Manifests that a daemon asked for, and when (seconds since the epoch, exact to a minute)."""
+        return self._index.pulls()
+
+    def noted(self) -> dict[Digest, dict[str, str]]:
+        """What `note` was told: repository to media type, by digest."""
+        return self._index.noted()
+
+    def tags(self) -> dict[tuple[str, str], str]:
+        """What `set_tag` was told: digest by repository and tag."""
+        return self._index.tags()
+
     def note(self, digest: Digest, repository: str, media_type: str) -> None:
         """`digest` was seen in `repository` as `media_type`. Forgotten with the blob."""
         self._index.note(digest, repository, media_type)
@@ -248,7 +278,11 @@ class Store:
     def usage(self) -> Usage:
         """How full it is."""
         partials = len(self._arrivals.idle()) + len(self._arrivals.active())
-        return Usage(len(self._index.entries()), self._index.bytes, partials, self._arrivals.held(), self._max_bytes)
+        entries = self._index.entries()
+        fixed = self._index.pinned() | self._shelf.kept
+        kept = sum(entry.stamp.size for entry in entries if entry.digest in fixed)
+        held = self._arrivals.held()
+        return Usage(len(entries), self._index.bytes, partials, held, self._max_bytes, kept, self._refused)
 
     # --- inside
 
@@ -284,9 +318,13 @@ class Store:
         candidates += self._arrivals.candidates()
         victims = choose(candidates, needed)
         if victims is None:
+            self._refused += 1
+            evictable = sum(one.size for one in candidates)
+            kept = self.usage().kept
+            _log.error("the store is full", wanted=what, needed=needed, evictable=evictable, kept=kept)
             raise DiskFull(
-                f"no room for {what}: {needed} bytes too many (max_bytes: {self._max_bytes}), and what could go has"
-                f" {sum(one.size for one in candidates)}; raise max_bytes, free disk space or unpin blobs"
+                f"no room for {what}: {needed} bytes too many (max_bytes: {self._max_bytes}), what could go has"
+                f" {evictable}, what is to be kept {kept}; raise max_bytes, free disk space or keep fewer images"
             )
         left: list[Path] = []
         for victim in victims:

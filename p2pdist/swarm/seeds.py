@@ -87,6 +87,13 @@ class Seeds:
         finally:
             self._opening.discard(str(digest))
 
+    async def forget(self, digest: str) -> None:
+        """This one is open no longer."""
+        exchange = self._open.pop(digest, None)
+        if exchange is not None:
+            self._engine.remove(exchange)
+            await exchange.close()
+
     async def release(self) -> bool:
         """Let go of all, so that the store may evict them; a neighbour that asks gets what is left. False: of none."""
         released = bool(self._open)

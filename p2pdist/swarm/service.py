@@ -50,6 +50,7 @@ class SwarmService:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.nodes = 1
+        self.denied: Callable[[Digest], bool] = lambda digest: False  # no transfer of such a blob begins
         self._store = store
         self._engine = engine
         self._attestor = attestor
@@ -135,7 +136,9 @@ class SwarmService:
         new: list[Transfer] = []
         wanted: Transfer | None = None
         for blob in plan.blobs:
-            if self._transfers.find(str(blob.digest)) or (blob.digest != digest and self._store.find(blob.digest)):
+            if self._transfers.find(str(blob.digest)):
+                continue
+            if blob.digest != digest and (self._store.find(blob.digest) or self.denied(blob.digest)):
                 continue
             transfer = Transfer(rollout, blob, self._loop.create_future(), now)
             self._transfers.add(transfer)
@@ -150,6 +153,14 @@ class SwarmService:
     async def _begin(self, rollout: Rollout, new: list[Transfer]) -> None:
         await self._joining.begin(rollout, new)
         self._rescue.help(rollout, self._loop.time())
+
+    async def withdraw(self, digest: Digest, error: Exception) -> None:
+        """Nobody gets this blob from here any more: its transfer ends with `error`, and it is open for no peer."""
+        transfer = self._transfers.find(str(digest))
+        if transfer is not None:
+            await self._transfers.end(transfer, error)
+        await self._seeds.forget(str(digest))
+        self._tracker.send(wire.Drops([str(digest)]))
 
     def stored(self, blob: StoredBlob) -> None:
         """A blob came into the store on another way; peers may have it."""
