@@ -9,6 +9,7 @@ import typer
 from p2pdist.cli.agent import agent
 from p2pdist.cli.demo import demo
 from p2pdist.cli.doctor import doctor
+from p2pdist.cli.install import install
 from p2pdist.cli.policy import policy
 from p2pdist.cli.status import status
 from p2pdist.cli.torrent import torrent
@@ -23,7 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Peer-to-peer distribution of container images: a registry mirror on every node that fetches from the others.",
 )
-for command in (up, agent, demo, status, verify, doctor, version):
+for command in (up, agent, install, demo, status, verify, doctor, version):
     app.command()(command)
 app.add_typer(policy, name="policy")
 app.add_typer(torrent, name="torrent")
