@@ -17,6 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from p2pdist.config import values as v
+from p2pdist.config.labels import labels_of
 from p2pdist.errors import ConfigError
 
 
@@ -82,6 +83,12 @@ class NodeConfig(Section):
         (),
         'What this node is told apart by, like "zone=a": nodes with the same zone are near each other.',
     )
+    labels_file: Path | None = _option(
+        v.optional(v.PATH, "", "none"),
+        None,
+        "More labels, read at the start: a JSON object or lines KEY=VALUE, as cloud metadata and Kubernetes' downward "
+        'API give them. The zone is "zone", or else "topology.kubernetes.io/zone".',
+    )
     max_store_bytes: int | None = _option(
         v.optional(v.SIZE, 0, "no bound"),
         50 * 1024**3,
@@ -95,13 +102,32 @@ class NodeConfig(Section):
 
     @property
     def label_map(self) -> dict[str, str]:
-        """The labels by key; the last one counts where a key is there twice."""
-        return {key: value for key, _, value in (label.partition("=") for label in self.labels)}
+        """The labels by key; the last one counts where a key is there twice. ConfigError: the file can't be read."""
+        return labels_of(dict(label.partition("=")[::2] for label in self.labels), self.labels_file)
+
+
+@dataclass(frozen=True, slots=True)
+class StoreConfig(Section):
+    """What is never evicted. An image is all that belongs to it: index, manifests, config, layers, signatures."""
+
+    keep: tuple[str, ...] = _option(
+        v.list_of(v.IMAGES),
+        (),
+        'Images that are kept once they were pulled: "docker.io/library/nginx:stable", "ghcr.io/acme/*:release-*", a '
+        "repository for all its tags, a digest. Where a tag moves, what it named before may go. `p2pdist keep` adds "
+        "more.",
+    )
+    running_seconds: float | None = _option(
+        v.optional(v.SECONDS, 0, "none"),
+        86_400.0,
+        "Images that the daemon asked for within so long count as running and are kept too, the latest first, as far "
+        "as they take half of node.max_store_bytes.",
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class MirrorConfig(Section):
-    """The registry mirror that this node's container daemon asks. Plain HTTP, so keep it on loopback."""
+    """The registry mirror that this node's container daemon asks; on loopback, where daemons take plain HTTP."""
 
     host: str = _option(
         v.HOST, "127.0.0.1", "Address to listen on. Whoever reaches it can pull what this node may pull."
@@ -154,7 +180,8 @@ class TrackerConfig(Section):
     urls: tuple[str, ...] = _option(
         v.list_of(v.HTTP_URL),
         (),
-        "Trackers, in order of preference. None: this node fetches everything from upstream itself.",
+        "Trackers, every address behind every name: nodes spread over them, and go over to another when one fails. "
+        "None: this node fetches everything from upstream itself.",
     )
 
 
