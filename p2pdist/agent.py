@@ -19,13 +19,14 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from p2pdist import __version__
-from p2pdist.admin import AdminServer
+from p2pdist.admin import AdminServer, MetricsServer
 from p2pdist.config import AgentConfig
 from p2pdist.engines import make_engine
 from p2pdist.enrol import Enrolment
 from p2pdist.errors import OperationError, StorageError, TrackerError
 from p2pdist.mirror import MirrorServer, MirrorSettings
 from p2pdist.oci import Reference
+from p2pdist.orders import Orders
 from p2pdist.protocol import messages as wire
 from p2pdist.pull import Pull, PullSettings
 from p2pdist.signature_source import SharedSource
@@ -113,6 +114,8 @@ class Agent:
             await self._pull.start()
             stack.push_async_callback(self._pull.stop)
             await self._open_gate(stack)
+            orders = Orders(config, self._store, self._swarms, self._pull, self._session)
+            self._orders = await stack.enter_async_context(orders)
             tasks = await stack.enter_async_context(asyncio.TaskGroup())
             if self._gate is not None:
                 stack.callback(tasks.create_task(self._gate.run()).cancel)
@@ -124,8 +127,11 @@ class Agent:
             else:
                 self._swarms.tracker_state(False)
             self._mirror = await stack.enter_async_context(self._make_mirror())
-            admin = AdminServer(config.admin_socket, self.status, self._make_metrics(), self._import)
-            await stack.enter_async_context(admin)
+            metrics = self._make_metrics()
+            await stack.enter_async_context(AdminServer(config.admin_socket, self.status, metrics, self._import))
+            if config.admin.metrics_port is not None:
+                server = MetricsServer(config.admin.metrics_host, config.admin.metrics_port, metrics)
+                await stack.enter_async_context(server)
             if ready is not None:
                 ready(AgentStatus(config.mirror.host, self._mirror.port, self._engine.port, self._attestor.node.hex()))
             _log.info("ready", mirror=self._mirror.port, peers=self._engine.port, data=str(config.node.data_dir))
@@ -155,11 +161,15 @@ class Agent:
             self._config.peer.advertise_host or "",
             self._engine.port,
             self._config.node.label_map,
-            on_message=self._swarms.tracker_message,
+            on_message=self._tracker_said,
             on_state=self._swarms.tracker_state,
             busy=lambda: bool(self._swarms.transfers),
             tls=self._enrolment.credentials.client if self._enrolment is not None else None,
         )
+
+    def _tracker_said(self, message: wire.FromTracker) -> None:
+        self._swarms.tracker_message(message)
+        self._orders.heard(message)
 
     def _make_mirror(self) -> MirrorServer:
         mirror = self._config.mirror
@@ -169,7 +179,9 @@ class Agent:
             header_deadline=mirror.header_deadline_seconds,
             stop=self._config.node.shutdown_seconds,
         )
-        return MirrorServer(self._pull, settings, host=mirror.host, port=mirror.port, on_served=self._served.add)
+        return MirrorServer(
+            self._orders.source, settings, host=mirror.host, port=mirror.port, on_served=self._served.add
+        )
 
     async def _import(self, directory: Path, name: str | None) -> list[tuple[str, str]]:
         """Take the images of an OCI layout into the store; their names and digests."""
@@ -187,7 +199,7 @@ class Agent:
     def status(self) -> dict[str, Any]:
         """For `p2pdist status`; bytes and seconds."""
         stats = self._engine.stats
-        stored = self._store.stored()
+        usage = self._store.usage()
         return {
             "version": __version__,
             "node": {"name": self._config.node.name, "id": self._attestor.node.hex()},
@@ -208,7 +220,8 @@ class Agent:
             },
             "trust": self._trust_status(),
             "rights": asdict(self._pull.rights.counts),
-            "store": {"blobs": len(stored), "bytes": sum(blob.size for blob in stored)},
+            "store": {"blobs": usage.blobs, "bytes": usage.stored, "kept_bytes": usage.kept, "full": usage.refused},
+            "orders": self._orders.status(),
             "transfer": {
                 "bytes_from_upstream": self._swarms.bytes_from_upstream,
                 "bytes_from_peers": stats.bytes_in,
@@ -350,6 +363,13 @@ class _Metrics:
         connected = float(status["tracker"]["connected"])
         yield GaugeMetricFamily("p2pdist_tracker_connected", "1 with a tracker session", value=connected)
         yield GaugeMetricFamily("p2pdist_store_bytes", "Bytes of stored blobs", value=status["store"]["bytes"])
+        kept = status["store"]["kept_bytes"]
+        yield GaugeMetricFamily("p2pdist_store_kept_bytes", "Bytes of stored blobs that are not evicted", value=kept)
+        full = status["store"]["full"]
+        yield CounterMetricFamily("p2pdist_store_full", "Times that the store had no room for something", value=full)
+        for name, value in status["orders"].items():
+            kind = GaugeMetricFamily if name in {"denied_entries", "preheats_running"} else CounterMetricFamily
+            yield kind(f"p2pdist_{name}", name.replace("_", " "), value=value)
         yield GaugeMetricFamily("p2pdist_transfers", "Blobs on their way", value=len(status["transfers"]))
 
 

@@ -133,6 +133,32 @@ class MirrorConfig(Section):
         v.HOST, "127.0.0.1", "Address to listen on. Whoever reaches it can pull what this node may pull."
     )
     port: int = _option(v.PORT, 5050, "Port to listen on.")
+    allow_remote: bool = _option(
+        v.FLAG,
+        False,
+        "Listen on an address that isn't loopback. Set tls_certificate, and client_ca or password_file, unless "
+        "something else keeps others away.",
+    )
+    names: tuple[str, ...] = _option(
+        v.list_of(v.HOST),
+        (),
+        "By which host names, besides addresses and localhost, it may be called. Requests by others are refused: a web "
+        "page can make any name lead here.",
+    )
+    tls_certificate: Path | None = _option(v.optional(v.PATH, "", "plain HTTP"), None, "Certificate chain (PEM).")
+    tls_key: Path | None = _option(v.optional(v.PATH, "", "none"), None, "Its private key (PEM).")
+    client_ca: Path | None = _option(
+        v.optional(v.PATH, "", "no client certificate is needed"),
+        None,
+        "Only clients with a certificate of these authorities (PEM) get in.",
+    )
+    password_file: Path | None = _option(
+        v.optional(v.PATH, "", "no password is needed"),
+        None,
+        "Only clients that send one of these get in: a line user:password for each. It is never asked for (a daemon "
+        "would answer with its user's password for the registry): the client must send Authorization unasked.",
+    )
+    max_connections: int = _option(v.COUNT, 1024, "Connections at once; more are closed as they come.")
     serve: str = _option(
         v.one_of("auto", "proved"),
         "auto",
@@ -202,6 +228,18 @@ class ClusterConfig(Section):
     )
     token_file: Path | None = _option(
         v.optional(v.PATH, "", "none"), None, "File with the join token, in place of cluster.token."
+    )
+    kubernetes_token_file: Path | None = _option(
+        v.optional(v.PATH, "", "none"),
+        None,
+        "In a pod, in place of a join token: a projected service account token, which the tracker has Kubernetes check. "
+        "Read at each attempt, since it is renewed in its file.",
+    )
+    authority_file: Path | None = _option(
+        v.optional(v.PATH, "", "none"),
+        None,
+        "With cluster.kubernetes_token_file: the certificate (PEM) of the cluster's authority. A join token names it "
+        "by itself.",
     )
 
 
@@ -304,6 +342,12 @@ class AdminConfig(Section):
         None,
         "Where the socket is made.",
     )
+    metrics_port: int | None = _option(
+        v.optional(v.PORT, 0, "none"),
+        None,
+        "Port on which Prometheus gets the metrics, and nothing else, by plain HTTP and without asking who it is.",
+    )
+    metrics_host: str = _option(v.HOST, "127.0.0.1", "Address of that port.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,6 +367,7 @@ class AgentConfig:
     """Everything an agent is told. Made by `p2pdist.config.load_agent`, or directly in code."""
 
     node: NodeConfig = field(default_factory=NodeConfig)
+    store: StoreConfig = field(default_factory=StoreConfig)
     mirror: MirrorConfig = field(default_factory=MirrorConfig)
     peer: PeerConfig = field(default_factory=PeerConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
@@ -345,6 +390,12 @@ class AgentConfig:
             )
         if self.cluster.token is not None and self.cluster.token_file is not None:
             raise ConfigError("cluster.token and cluster.token_file: give one of them")
+        account, authority = self.cluster.kubernetes_token_file, self.cluster.authority_file
+        if account is not None and (self.cluster.token is not None or self.cluster.token_file is not None):
+            raise ConfigError("cluster.kubernetes_token_file is in place of a join token: give one of them")
+        if (account is None) != (authority is None):
+            raise ConfigError("cluster.kubernetes_token_file and cluster.authority_file: one needs the other")
+        self._check_mirror()
         if self.trust.enforcement != "off" and self.trust.policy_file is None:
             raise ConfigError(f'trust.policy_file: enforcement = "{self.trust.enforcement}" needs a policy')
         for store in self.trust.lookaside:
@@ -355,6 +406,26 @@ class AgentConfig:
                 v.SOCKET.accept(self.admin_socket)
             except ValueError as error:
                 raise ConfigError(f"admin.socket: {error}; set one in a shorter directory") from error
+
+    def _check_mirror(self) -> None:
+        mirror = self.mirror
+        remote = not _is_loopback(mirror.host)
+        if remote and not mirror.allow_remote:
+            raise ConfigError(
+                f"mirror.host: {v.quoted(mirror.host)} is not loopback, and whoever reaches the mirror can pull what "
+                "this node may pull: set mirror.allow_remote = true if that is meant"
+            )
+        if (mirror.tls_certificate is None) != (mirror.tls_key is None):
+            raise ConfigError("mirror.tls_certificate and mirror.tls_key: one without the other")
+        if mirror.client_ca is not None and mirror.tls_key is None:
+            raise ConfigError("mirror.client_ca: a client can show a certificate with mirror.tls_certificate only")
+        if mirror.password_file is not None and mirror.tls_key is None and remote:
+            raise ConfigError("mirror.password_file: passwords would travel in clear: set mirror.tls_certificate")
+
+    @property
+    def mirror_is_remote(self) -> bool:
+        """Whether the mirror listens beyond loopback."""
+        return not _is_loopback(self.mirror.host)
 
     @property
     def admin_socket(self) -> Path:
@@ -373,6 +444,7 @@ def section_types() -> dict[str, type[Section]]:
     """The tables of an agent's file by name, in the order of the reference; `registries` is an array of tables."""
     return {
         "node": NodeConfig,
+        "store": StoreConfig,
         "mirror": MirrorConfig,
         "peer": PeerConfig,
         "tracker": TrackerConfig,

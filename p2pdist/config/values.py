@@ -14,6 +14,9 @@ from pathlib import Path
 from typing import Generic, TypeVar
 from urllib.parse import urlsplit
 
+from p2pdist.errors import InvalidReference
+from p2pdist.oci import ImagePattern
+
 T = TypeVar("T")
 
 _UNITS = {"": 1, "B": 1}
@@ -169,6 +172,13 @@ def _label(value: object) -> str:
     return text
 
 
+def _images(value: object) -> str:
+    try:
+        return ImagePattern.parse(_text(value)).text
+    except InvalidReference as error:
+        raise ValueError(str(error)) from error
+
+
 def one_of(*choices: str) -> Kind[str]:
     """One of a few words."""
 
@@ -219,6 +229,7 @@ PATH: Kind[Path] = Kind("path", _path, show=quoted)
 SOCKET: Kind[Path] = Kind("path", _socket_path, show=quoted)
 REGISTRY: Kind[str] = Kind("registry name", _registry_name, show=quoted)
 LABEL: Kind[str] = Kind("KEY=VALUE", _label, show=quoted)
+IMAGES: Kind[str] = Kind("images", _images, show=quoted)
 HTTP_URL: Kind[str] = Kind("address", lambda value: _web_address(value, ("https", "http")), show=quoted)
 
 

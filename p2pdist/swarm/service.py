@@ -11,7 +11,7 @@ import asyncio
 import time
 from collections.abc import Callable
 
-from p2pdist.errors import StorageError, UpstreamDenied, UpstreamNotFound
+from p2pdist.errors import StorageError, UpstreamDenied, UpstreamNotFound, UpstreamUnreachable
 from p2pdist.oci import Digest
 from p2pdist.protocol import messages as wire
 from p2pdist.protocol.limits import MAX_HOLDS_PER_MESSAGE
@@ -153,6 +153,20 @@ class SwarmService:
     async def _begin(self, rollout: Rollout, new: list[Transfer]) -> None:
         await self._joining.begin(rollout, new)
         self._rescue.help(rollout, self._loop.time())
+
+    def arrived(self, digest: Digest) -> int:
+        """Bytes proved of a blob that is on its way, roughly."""
+        transfer = self._transfers.find(str(digest))
+        if transfer is None or transfer.exchange is None:
+            return 0
+        return min(transfer.blob.size, transfer.exchange.have.bit_count() * transfer.exchange.chunk_size)
+
+    async def leave(self, image: Digest) -> None:
+        """The transfers of an image (its manifest) that no client here waits for end; what is proved of them stays."""
+        rollout = [transfer for transfer in self._transfers.all if transfer.rollout.plan.rollout == image]
+        if not any(transfer.clients for transfer in rollout):
+            for transfer in rollout:
+                await self._transfers.end(transfer, UpstreamUnreachable("nobody waits for this blob any more"))
 
     async def withdraw(self, digest: Digest, error: Exception) -> None:
         """Nobody gets this blob from here any more: its transfer ends with `error`, and it is open for no peer."""
