@@ -11,6 +11,7 @@ import random
 import ssl
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from p2pdist.config import AgentConfig
-from p2pdist.errors import ConfigError, InputError, TrackerError
+from p2pdist.errors import ConfigError, InputError, StorageError, TrackerError
 from p2pdist.pki import (
     JoinToken,
     Role,
@@ -53,6 +54,40 @@ class Answer(msgspec.Struct):
     authority: str
 
 
+@dataclass(frozen=True, slots=True)
+class Account:
+    """A pod's service account, in place of a join token: its projected token, and whose word is to be believed."""
+
+    token_file: Path
+    authority_file: Path
+
+    def token(self) -> str:
+        """As it is now: it is renewed in its file. TrackerError: there is none."""
+        return self._read(self.token_file, "service account token").decode(errors="replace").strip()
+
+    def authority(self) -> bytes:
+        """The certificate in PEM, the first one of the file.
+
+        Raises:
+            TrackerError: there is none.
+            InputError: it isn't one.
+        """
+        found = self._read(self.authority_file, "certificate of the cluster's authority")
+        try:
+            return x509.load_pem_x509_certificates(found)[0].public_bytes(Encoding.PEM)
+        except ValueError as error:
+            raise InputError(f"{self.authority_file}: not a certificate: {error}") from error
+
+    def _read(self, path: Path, what: str) -> bytes:
+        try:
+            found = read_secret(path)
+        except StorageError as error:
+            raise TrackerError(str(error)) from error
+        if not found:
+            raise TrackerError(f"there is no {what} in {path}")
+        return found
+
+
 class Enrolment:
     """Keeps `credentials` in possession of a valid certificate for `key`.
 
@@ -67,6 +102,7 @@ class Enrolment:
         token: JoinToken | None,
         credentials: TlsCredentials,
         *,
+        account: Account | None = None,
         clock: Callable[[], float] = time.time,
         rng: random.Random | None = None,
         pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
@@ -78,6 +114,7 @@ class Enrolment:
         self._key = key
         self._directory = directory
         self._token = token
+        self._account = account
         self.credentials = credentials
         self._clock = clock
         self._rng = rng or random.Random()
@@ -99,8 +136,11 @@ class Enrolment:
         if cluster.token_file is not None:
             text = (read_secret(cluster.token_file) or b"").decode(errors="replace")
         token = JoinToken.parse(text) if text else None
-        enrolment = cls(urls, key, config.node.data_dir / "tls", token, TlsCredentials())
-        if not enrolment.load() and urls and token is None:
+        account = None
+        if cluster.kubernetes_token_file is not None and cluster.authority_file is not None:
+            account = Account(cluster.kubernetes_token_file, cluster.authority_file)
+        enrolment = cls(urls, key, config.node.data_dir / "tls", token, TlsCredentials(), account=account)
+        if not enrolment.load() and urls and token is None and account is None:
             raise ConfigError(
                 "this node is not a member of the cluster yet: give it a join token (cluster.token), which "
                 "`p2pdist-tracker token create` makes; or set cluster.insecure = true on a closed test network"
@@ -135,12 +175,14 @@ class Enrolment:
         try:
             if self._token is not None:
                 self._token.is_of(x509.load_pem_x509_certificate(authority))
+            if self._account is not None and self._account.authority() != authority:
+                raise InputError(f"{self._account.authority_file} has another cluster's authority")
             ends = x509.load_pem_x509_certificate(certificate).not_valid_after_utc.timestamp()
             if ends <= self._clock():
                 return False
             self.credentials.use(certificate, self._key, authority)
             self._authority = authority
-        except (ValueError, ssl.SSLError) as error:
+        except (ValueError, ssl.SSLError, TrackerError) as error:
             _log.warning("the certificate of an earlier run is not used", reason=str(error))
             return False
         self.member.set()
@@ -184,12 +226,23 @@ class Enrolment:
             delay = min(LONGEST_DELAY, 2 * delay)
 
     async def _enrol(self, place: Place) -> bool:
-        token = self._token
-        if token is None:
+        token, account = self._token, self._account
+        sure, ask = TlsCredentials(), {"request": request_for(self._key).decode()}
+        if account is not None:
+            authority, proof = account.authority(), {"service_account": account.token()}
+        elif token is not None:
+            authority, proof = await self._authority_of(place, token), {"secret": token.secret.hex()}
+        else:
             raise TrackerError(
                 "this node has no certificate that holds and no join token (cluster.token); "
                 "`p2pdist-tracker token create` makes one"
             )
+        sure.trust(authority)
+        await self._ask(place, "enrol", ask | proof, sure.client, authority)
+        return True
+
+    async def _authority_of(self, place: Place, token: JoinToken) -> bytes:
+        """The authority that the tracker names, if it is the one that the token names."""
         async with (  # whoever answers here is not known yet, and is told nothing
             aiohttp.ClientSession() as session,
             session.get(f"{place.base}/v1/authority", headers=place.headers, ssl=insecure_context()) as answer,
@@ -200,11 +253,7 @@ class Enrolment:
         except ValueError as error:
             raise InputError(f"the tracker's authority is not a certificate: {error}") from error
         token.is_of(parsed)
-        sure = TlsCredentials()
-        sure.trust(authority)
-        ask = {"request": request_for(self._key).decode(), "secret": token.secret.hex()}
-        await self._ask(place, "enrol", ask, sure.client, authority)
-        return True
+        return authority
 
     async def _renew(self, place: Place) -> bool:
         if self.expires <= self._clock():

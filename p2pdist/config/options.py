@@ -232,8 +232,8 @@ class ClusterConfig(Section):
     kubernetes_token_file: Path | None = _option(
         v.optional(v.PATH, "", "none"),
         None,
-        "In a pod, in place of a join token: a projected service account token, which the tracker has Kubernetes check. "
-        "Read at each attempt, since it is renewed in its file.",
+        "In a pod, in place of a join token: a projected service account token, which the tracker shows to "
+        "Kubernetes. Read at each attempt, since it is renewed in its file.",
     )
     authority_file: Path | None = _option(
         v.optional(v.PATH, "", "none"),
