@@ -1,12 +1,13 @@
-"""`p2pdist-tracker token` and `bans`: change what the tracker keeps, whether it runs or not."""
+"""`p2pdist-tracker token` and `bans`: change what the tracker keeps, wherever that is, and whether it runs or not."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -15,8 +16,9 @@ import typer
 from cryptography.hazmat.primitives.hashes import SHA256
 
 from p2pdist.errors import ConfigError, P2pdistError
-from tracker.config import load
+from tracker.config import TrackerSettings, load
 from tracker.enrol import open_authority
+from tracker.state import State, open_configured
 from tracker.tokens import FOREVER, Ban, Facts
 from tracker.trials import Proof
 
@@ -25,6 +27,9 @@ bans = typer.Typer(help="Nodes that are shut out.", no_args_is_help=True)
 
 Config = Annotated[Path | None, typer.Option("--config", "-c", help="The tracker's TOML file.")]
 Data = Annotated[str | None, typer.Option(help="The tracker's data directory; overrides the file.")]
+Url = Annotated[
+    str | None, typer.Option("--state", help="URL of the Redis or Valkey of its replicas; overrides the file.")
+]
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
@@ -35,40 +40,55 @@ def create(
     node_label: Annotated[list[str] | None, typer.Option(metavar="K=V", help="Label of its nodes; repeatable.")] = None,
     config: Config = None,
     data: Data = None,
+    state: Url = None,
 ) -> None:
     """Make a join token and print it. It is shown this once: only its hash is kept."""
-    with _opened(config, data) as (facts, directory, authority):
+
+    async def work(opened: State, settings: TrackerSettings) -> None:
         labels = dict(_label(text) for text in node_label or [])
-        fingerprint = open_authority(directory, authority, time.time()).certificate.fingerprint(SHA256())
-        typer.echo(str(facts.new_token(fingerprint, time.time(), _seconds(ttl), uses, labels)))
+        authority = open_authority(settings.data_directory, settings.authority_directory, time.time())
+        fingerprint = authority.certificate.fingerprint(SHA256())
+        made = await Facts(opened).new_token(fingerprint, time.time(), _seconds(ttl), uses, labels)
+        typer.echo(str(made))
+
+    with_state(config, data, state, work)
 
 
 @token.command("list")
-def list_tokens(config: Config = None, data: Data = None) -> None:
+def list_tokens(config: Config = None, data: Data = None, state: Url = None) -> None:
     """Tokens that have not expired: number, end, uses, labels."""
-    with _opened(config, data) as (facts, _, _):
-        for one in facts.tokens(time.time()):
+
+    async def work(opened: State, settings: TrackerSettings) -> None:
+        for one in await Facts(opened).tokens():
             uses = f"{one.used} of {one.uses or 'any number of'} uses"
             labels = " ".join(f"{key}={value}" for key, value in one.labels.items())
             typer.echo(f"{one.number}  until {_date(one.expires)}  {uses}  {labels}".rstrip())
 
+    with_state(config, data, state, work)
+
 
 @token.command("revoke")
-def revoke(number: str, config: Config = None, data: Data = None) -> None:
+def revoke(number: str, config: Config = None, data: Data = None, state: Url = None) -> None:
     """End a token, by its number. Nodes that came in with it stay; shut them out with `bans add`."""
-    with _opened(config, data) as (facts, _, _):
-        if not facts.revoke(number):
+
+    async def work(opened: State, settings: TrackerSettings) -> None:
+        if not await Facts(opened).revoke(number):
             raise ConfigError(f"no token has the number {number!r}; see `p2pdist-tracker token list`")
+
+    with_state(config, data, state, work)
 
 
 @bans.command("list")
-def list_bans(config: Config = None, data: Data = None) -> None:
+def list_bans(config: Config = None, data: Data = None, state: Url = None) -> None:
     """Who is shut out, until when, why, and what it signed that proves it."""
-    with _opened(config, data) as (facts, _, _):
-        for ban in facts.bans(time.time()).values():
+
+    async def work(opened: State, settings: TrackerSettings) -> None:
+        for ban in (await Facts(opened).bans()).values():
             typer.echo(f"{ban.node.hex()}  until {_date(ban.until)}  {ban.reason}")
             if ban.evidence:
                 typer.echo(f"  {Proof.unpack(ban.evidence)}")
+
+    with_state(config, data, state, work)
 
 
 @bans.command("add")
@@ -78,37 +98,53 @@ def add(
     ttl: Annotated[str | None, typer.Option(help="For how long: 30m, 24h, 7d; for ever without it.")] = None,
     config: Config = None,
     data: Data = None,
+    state: Url = None,
 ) -> None:
     """Shut a node out: its certificate is worth nothing any more, at every running node within seconds."""
-    with _opened(config, data) as (facts, _, _):
+
+    async def work(opened: State, settings: TrackerSettings) -> None:
         until = FOREVER if ttl is None else time.time() + _seconds(ttl)
-        facts.ban(Ban(_node(node), until, reason))
+        await Facts(opened).ban(Ban(_node(node), until, reason))
+
+    with_state(config, data, state, work)
 
 
 @bans.command("lift")
-def lift(node: str, config: Config = None, data: Data = None) -> None:
+def lift(node: str, config: Config = None, data: Data = None, state: Url = None) -> None:
     """Let a node in again."""
-    with _opened(config, data) as (facts, _, _):
-        if not facts.lift(_node(node)):
+
+    async def work(opened: State, settings: TrackerSettings) -> None:
+        if not await Facts(opened).lift(_node(node)):
             raise ConfigError(f"{node} is not banned; see `p2pdist-tracker bans list`")
 
+    with_state(config, data, state, work)
 
-@contextmanager
-def _opened(config: Path | None, data: str | None) -> Iterator[tuple[Facts, str, str]]:
-    """The facts, the data directory and the authority's. Our errors become one line and status 1."""
+
+def with_state(
+    config: Path | None, data: str | None, url: str | None, work: Callable[[State, TrackerSettings], Awaitable[None]]
+) -> None:
+    """Do something with the state of the tracker that these options name. Our errors are one line and status 1."""
     try:
         settings = load(config, os.environ)
-        directory = settings.data_directory if data is None else data
-        if not directory:
-            raise ConfigError("say where the tracker keeps its data: --data, or --config with data_directory in it")
-        facts = Facts(Path(directory))
-        try:
-            yield facts, directory, settings.authority_directory
-        finally:
-            facts.close()
+        settings = replace(
+            settings,
+            data_directory=settings.data_directory if data is None else data,
+            state=settings.state if url is None else replace(settings.state, url=url),
+        )
+        if not settings.state.url and not settings.data_directory:
+            raise ConfigError("say where the tracker keeps its state: --data or --state, or --config with either in it")
+        asyncio.run(_with_state(settings, work))
     except P2pdistError as error:
         typer.echo(f"p2pdist-tracker: {error}", err=True)
         raise typer.Exit(1) from error
+
+
+async def _with_state(settings: TrackerSettings, work: Callable[[State, TrackerSettings], Awaitable[None]]) -> None:
+    state = open_configured(settings.state, settings.data_directory)
+    try:
+        await work(state, settings)
+    finally:
+        await state.close()
 
 
 def _label(text: str) -> tuple[str, str]:

@@ -21,6 +21,7 @@ import msgspec
 from p2pdist.errors import ConfigError
 from tracker.announce import AnnounceRules
 from tracker.rules import BanRules, ContentRules, SwarmRules, option
+from tracker.state import StateSettings
 
 ENVIRONMENT = "P2PDIST_TRACKER_"
 LOG_LEVELS = ("debug", "info", "warning", "error")
@@ -63,6 +64,9 @@ class TrackerSettings:
         86_400.0, "seconds for which a membership is signed; renewed at half of it", least=60
     )
     log_level: str = option("info", "how much is logged: debug, info, warning or error", choices=LOG_LEVELS)
+    state: StateSettings = field(
+        default_factory=StateSettings, metadata={"doc": "what must not be forgotten, and several replicas"}
+    )
     swarm: SwarmRules = field(default_factory=SwarmRules, metadata={"doc": "leases, credits and neighbours"})
     content: ContentRules = field(default_factory=ContentRules, metadata={"doc": "tags and small content"})
     bans: BanRules = field(default_factory=BanRules, metadata={"doc": "when a node is shut out"})
@@ -193,6 +197,7 @@ def _build(values: Mapping[str, Any]) -> TrackerSettings:
             tables.setdefault(table, {})[name] = value
     return TrackerSettings(
         **top,
+        state=StateSettings(**tables.get("state", {})),
         swarm=SwarmRules(**tables.get("swarm", {})),
         content=ContentRules(**tables.get("content", {})),
         bans=BanRules(**tables.get("bans", {})),

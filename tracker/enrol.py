@@ -18,7 +18,7 @@ from aiohttp import web
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.hashes import SHA256
 
-from p2pdist.errors import ConfigError, InputError
+from p2pdist.errors import ConfigError, InputError, StorageError
 from p2pdist.pki import Authority, Identity, JoinToken, Role, TlsCredentials, peer_certificate, requested_key
 from tracker.tokens import Facts
 
@@ -88,9 +88,10 @@ class Enrolment:
         app.router.add_post("/v1/enrol", self._enrol)
         app.router.add_post("/v1/renew", self._renew)
 
-    def new_token(self, lifetime: float, uses: int | None) -> JoinToken:
+    async def new_token(self, lifetime: float, uses: int | None) -> JoinToken:
         """A join token; seconds."""
-        return self._facts.new_token(self._authority.certificate.fingerprint(SHA256()), time.time(), lifetime, uses, {})
+        fingerprint = self._authority.certificate.fingerprint(SHA256())
+        return await self._facts.new_token(fingerprint, time.time(), lifetime, uses, {})
 
     def member(self, request: web.Request) -> Identity | None:
         """Whose certificate the request came with; None: nobody's, or a banned node's."""
@@ -122,7 +123,11 @@ class Enrolment:
             raise self._refuse(request, 400, str(error)) from error
         if self._banned(node) is not None:
             raise self._refuse(request, 403, "this node is banned from the cluster")
-        labels = self._facts.redeem(secret, node, now)
+        try:
+            labels = await self._facts.redeem(secret, node, now)
+        except StorageError as error:
+            log.error("a join token can't be checked", error=str(error))
+            raise self._refuse(request, 503, "the tracker's state can't be reached; try again later") from error
         if labels is None:
             raise self._refuse(request, 403, "the join token is unknown, expired, revoked or used up: ask for another")
         self.enrolled += 1
@@ -148,7 +153,12 @@ class Enrolment:
     def _refuse(self, request: web.Request, status: int, reason: str) -> web.HTTPException:
         self.refused += 1
         log.warning("enrolment refused", address=request.remote, path=request.path, reason=reason)
-        kind = {400: web.HTTPBadRequest, 401: web.HTTPUnauthorized, 403: web.HTTPForbidden}[status]
+        kind: type[web.HTTPException] = {
+            400: web.HTTPBadRequest,
+            401: web.HTTPUnauthorized,
+            403: web.HTTPForbidden,
+            503: web.HTTPServiceUnavailable,
+        }[status]
         return kind(text=reason + "\n")
 
     async def _read(self, request: web.Request) -> Ask:

@@ -17,11 +17,23 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from p2pdist.errors import ProtocolError
 from p2pdist.protocol import attest, limits, messages
-from p2pdist.protocol.messages import FromAgent, FromTracker, Hello, Membership, PeerInfo
+from p2pdist.protocol.messages import (
+    Absent,
+    Ask,
+    Content,
+    Fetch,
+    FromAgent,
+    FromTracker,
+    Hello,
+    Membership,
+    PeerInfo,
+)
 from tracker.config import TrackerSettings
+from tracker.replicas.guests import Guest
 
 log = structlog.get_logger()
 
+MAX_ASKS = 1024  # unanswered questions of one agent that are remembered
 FRAME_MESSAGES = 64  # in one frame: 64 answers of 64 KiB stay below the frame's limit
 
 
@@ -62,18 +74,40 @@ class Members:
 class Session:
     """One agent's connection after its Hello was accepted."""
 
-    def __init__(self, socket: web.WebSocketResponse, peer: PeerInfo, address: str, name: str) -> None:
-        self.peer = peer
-        self.address = address
-        self.name = name
+    def __init__(self, socket: web.WebSocketResponse, guest: Guest) -> None:
+        self.guest = guest
+        self.asks: dict[int, Ask] = {}  # not answered yet
         self.membership: Membership | None = None
         self._socket = socket
         self._queue: list[FromTracker] = []
         self._wake = asyncio.Event()
         self._ended = ""
 
+    @property
+    def peer(self) -> PeerInfo:
+        """Where peers reach it."""
+        return self.guest.peer
+
+    @property
+    def address(self) -> str:
+        """The host it comes from."""
+        return self.guest.address
+
+    @property
+    def name(self) -> str:
+        """What it calls itself."""
+        return self.guest.name
+
+    def asked(self, message: Ask) -> None:
+        """It waits for an answer; of too many questions the oldest ones are forgotten."""
+        self.asks[message.id] = message
+        if len(self.asks) > MAX_ASKS:
+            del self.asks[next(iter(self.asks))]
+
     def push(self, message: FromTracker) -> None:
         """Send it with the next frame."""
+        if isinstance(message, Content | Fetch | Absent):
+            self.asks.pop(message.id, None)
         self._queue.append(message)
         self._wake.set()
 
@@ -148,8 +182,8 @@ class Door:
         if reason is not None or not isinstance(hello, Hello):
             await self.reject(socket, reason or "the first message must be Hello")
             return None
-        session = Session(socket, PeerInfo(hello.node, hello.host or address, hello.port), address, hello.name)
-        return session, rest
+        peer = PeerInfo(hello.node, hello.host or address, hello.port)
+        return Session(socket, Guest(peer, address, hello.name, hello.labels)), rest
 
     def _objection(self, hello: FromAgent, nonce: bytes, member: bytes | None) -> str | None:
         if not isinstance(hello, Hello):
@@ -180,10 +214,13 @@ class Door:
         async with asyncio.timeout(self._settings.send_timeout):
             await socket.send_bytes(messages.encode([message]))
 
-    def welcome(self, session: Session, nodes: int) -> None:
-        """Tell the agent that it is a member; again when half of its membership's life is over."""
+    def welcome(self, session: Session, nodes: int, *, again: bool = False) -> None:
+        """Tell the agent that it is a member; also when half of its membership's life is over, and `again`.
+
+        With each Welcome an agent says again what it holds and wants.
+        """
         now = self._clock()
-        if session.membership is None or self._members.due(now, session.membership):
+        if again or session.membership is None or self._members.due(now, session.membership):
             session.membership = self._members.membership(now, session.peer.node)
             session.push(
                 messages.Welcome(session.membership, self._members.public, self._settings.session_timeout, nodes)

@@ -106,8 +106,8 @@ async def _serve(config: AgentConfig, stop: asyncio.Event, tracker_port: int | N
             )
             tracker = await stack.enter_async_context(RunningTracker(settings))
             if not config.cluster.insecure:
-                others = tracker.new_token(_TOKEN_SECONDS)
-                own = replace(config.cluster, token=tracker.new_token(_OWN_TOKEN_SECONDS, 1), token_file=None)
+                others = await tracker.new_token(_TOKEN_SECONDS)
+                own = replace(config.cluster, token=await tracker.new_token(_OWN_TOKEN_SECONDS, 1), token_file=None)
                 config = replace(config, cluster=own)
         await Agent(config).run(lambda _: typer.echo(welcome(config, tracker_port, others)), stop)
 

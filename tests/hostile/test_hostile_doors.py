@@ -94,7 +94,7 @@ async def test_the_peer_port_gives_nothing_to(tmp_path: Path, who: str) -> None:
             context = stranger.client
         if who == "banned":
             key = good.certificate.public_key().public_bytes_raw()
-            fleet.tracker._dispatch(fleet.tracker.cluster.ban(time.time(), key, time.time() + 600, "test"))
+            fleet.tracker.leading.dispatch(fleet.tracker.cluster.ban(time.time(), key, time.time() + 600, "test"))
             await until(lambda: node.agent._attestor.banned(key, time.time()))
         for request in (LINK, blob):
             answer = await asked(node, None if who == "plain" else context, request)
@@ -179,7 +179,7 @@ async def test_a_member_that_floods_the_tracker_is_dropped_and_the_others_pull(t
                     await asyncio.sleep(0)
             async with asyncio.timeout(60):
                 await asyncio.gather(*(fleet.pull(node, image) for node in nodes))
-            before = fleet.tracker._door.traffic.malformed
+            before = fleet.tracker.visits.door.traffic.malformed
             async with aiohttp.ClientSession() as http:
                 socket = await http.ws_connect(
                     fleet.tracker.url + "/v1/session", ssl=rogue.tls.client, server_hostname=Role.TRACKER.host
@@ -188,7 +188,7 @@ async def test_a_member_that_floods_the_tracker_is_dropped_and_the_others_pull(t
                 await socket.send_bytes(os.urandom(1000))
                 assert (await asyncio.wait_for(socket.receive(), 10)).type is not aiohttp.WSMsgType.BINARY
                 await socket.close()
-            assert fleet.tracker._door.traffic.malformed == before + 1
+            assert fleet.tracker.visits.door.traffic.malformed == before + 1
 
 
 async def test_one_accuser_cannot_get_an_honest_node_banned(tmp_path: Path) -> None:

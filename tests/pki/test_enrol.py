@@ -22,6 +22,7 @@ from p2pdist.protocol import messages as wire
 from p2pdist.tracker_client import TrackerClient
 from tracker.__main__ import cli
 from tracker.app import RunningTracker, TrackerSettings
+from tracker.state import LocalState, open_state
 from tracker.tokens import FOREVER, Ban, Facts
 
 
@@ -98,7 +99,7 @@ class Node:
 
 async def test_a_token_makes_a_node_a_member_with_a_short_lived_certificate_for_its_own_key(tmp_path: Path) -> None:
     async with tracker(tmp_path / "t") as running:
-        async with Node(running.url, tmp_path / "n", running.new_token(60, 1)) as node:
+        async with Node(running.url, tmp_path / "n", await running.new_token(60, 1)) as node:
             await node.joined()
         identity = identity_of(node.certificate())
         assert (identity.key, identity.role) == (node.node, Role.NODE)
@@ -110,7 +111,7 @@ async def test_a_token_makes_a_node_a_member_with_a_short_lived_certificate_for_
 
 async def test_a_token_opens_as_often_as_it_says_and_a_lost_answer_costs_no_second_use(tmp_path: Path) -> None:
     async with tracker(tmp_path / "t") as running:
-        token = running.new_token(60, 1)
+        token = await running.new_token(60, 1)
         async with Node(running.url, tmp_path / "a", token) as first:
             await first.joined()
         async with Node(running.url, tmp_path / "again", token, first.key) as again:
@@ -121,7 +122,7 @@ async def test_a_token_opens_as_often_as_it_says_and_a_lost_answer_costs_no_seco
 
 async def test_a_token_of_another_cluster_sends_its_secret_to_nobody(tmp_path: Path) -> None:
     async with tracker(tmp_path / "t") as running, tracker(tmp_path / "other") as other:
-        async with Node(running.url, tmp_path / "n", other.new_token(60)) as node:
+        async with Node(running.url, tmp_path / "n", await other.new_token(60)) as node:
             assert "another cluster" in await node.refused()
         assert running._enrolment.refused == 0  # it was never asked
 
@@ -131,7 +132,7 @@ async def test_somebody_in_between_with_a_copy_of_the_authoritys_certificate_get
     from aiohttp import web
 
     async with tracker(tmp_path / "t") as running:
-        token = running.new_token(60)
+        token = await running.new_token(60)
         pem = running._enrolment._authority.pem
         seen: list[str] = []
 
@@ -158,7 +159,7 @@ async def test_somebody_in_between_with_a_copy_of_the_authoritys_certificate_get
 async def test_a_nodes_certificate_is_no_trackers(tmp_path: Path) -> None:
     """A member that listens where a tracker is expected: TLS itself refuses it."""
     async with tracker(tmp_path / "t") as running:
-        async with Node(running.url, tmp_path / "n", running.new_token(60)) as node:
+        async with Node(running.url, tmp_path / "n", await running.new_token(60)) as node:
             await node.joined()
         async with aiohttp.ClientSession() as http:
             with pytest.raises(aiohttp.ClientConnectorError):
@@ -168,7 +169,7 @@ async def test_a_nodes_certificate_is_no_trackers(tmp_path: Path) -> None:
 async def test_renewal_goes_on_in_the_background_and_outlives_an_outage_of_hours(tmp_path: Path) -> None:
     async with tracker(tmp_path / "t") as running:
         port = running.port
-        node = Node(running.url, tmp_path / "n", running.new_token(3600, 1))
+        node = Node(running.url, tmp_path / "n", await running.new_token(3600, 1))
         async with node:
             await node.joined()
             await until(lambda: bool(node.clock.pauses))
@@ -200,7 +201,7 @@ async def _moved(node: Node, done: Any) -> None:
 
 async def test_a_restarted_node_uses_the_certificate_it_has_without_any_tracker(tmp_path: Path) -> None:
     async with tracker(tmp_path / "t") as running:
-        token = running.new_token(60, 1)
+        token = await running.new_token(60, 1)
         async with Node(running.url, tmp_path / "n", token) as node:
             await node.joined()
     again = Node(running.url, tmp_path / "n", None, node.key)
@@ -243,7 +244,7 @@ async def test_malformed_enrolments_are_refused_in_words(tmp_path: Path, body: b
 
 async def test_a_guessed_token_gets_nothing(tmp_path: Path) -> None:
     async with tracker(tmp_path / "t") as running, aiohttp.ClientSession() as http:
-        running.new_token(60)
+        await running.new_token(60)
         stranger = TlsCredentials()
         stranger.trust(running._enrolment._authority.pem)
         ask = {"request": request_for(Ed25519PrivateKey.generate()).decode(), "secret": "00" * 32}
@@ -271,32 +272,32 @@ async def session(node: Node, url: str):
 async def test_a_ban_reaches_running_nodes_within_seconds_survives_a_restart_and_is_lifted(tmp_path: Path) -> None:
     data = str(tmp_path / "t")
     async with tracker(tmp_path / "t") as running:
-        token = running.new_token(60)
+        token = await running.new_token(60)
         async with Node(running.url, tmp_path / "a", token) as bad, Node(running.url, tmp_path / "b", token) as good:
             await bad.joined()
             await good.joined()
             async with session(bad, running.url) as (out, said), session(good, running.url) as (stays, heard):
                 await until(lambda: out.connected and stays.connected)
-                assert CliRunner().invoke(cli, ["bans", "add", bad.node.hex(), "--data", data]).exit_code == 0
+                assert (await command("bans", "add", bad.node.hex(), "--data", data)).exit_code == 0
                 await until(lambda: any(isinstance(m, wire.Banned) and m.node == bad.node for m in heard), 5.0)
                 await until(lambda: any(isinstance(m, wire.Rejected) for m in said), 5.0)
                 assert not out.connected
     async with tracker(tmp_path / "t") as running, session(bad, running.url) as (out, said):
         await asyncio.sleep(0.5)
         assert not out.connected
-        assert bad.node.hex() in CliRunner().invoke(cli, ["bans", "list", "--data", data]).stdout
-        assert CliRunner().invoke(cli, ["bans", "lift", bad.node.hex(), "--data", data]).exit_code == 0
+        assert bad.node.hex() in (await command("bans", "list", "--data", data)).stdout
+        assert (await command("bans", "lift", bad.node.hex(), "--data", data)).exit_code == 0
         await until(lambda: out.connected, 15.0)
 
 
 async def test_a_banned_node_gets_no_new_certificate(tmp_path: Path) -> None:
     async with tracker(tmp_path / "t") as running:
-        token = running.new_token(3600)
+        token = await running.new_token(3600)
         async with Node(running.url, tmp_path / "n", token) as node:
             await node.joined()
             first = node.certificate()
             await until(lambda: bool(node.clock.pauses))
-            running._dispatch(running.cluster.ban(running._now(), node.node, FOREVER, "test"))
+            running.leading.dispatch(running.cluster.ban(running._now(), node.node, FOREVER, "test"))
             for _ in range(100):
                 node.clock.move(600)
                 await asyncio.sleep(0)
@@ -308,12 +309,12 @@ async def test_a_banned_node_gets_no_new_certificate(tmp_path: Path) -> None:
 
 async def test_a_session_under_another_nodes_certificate_is_refused(tmp_path: Path) -> None:
     async with tracker(tmp_path / "t") as running:
-        async with Node(running.url, tmp_path / "a", running.new_token(60)) as thief:
+        async with Node(running.url, tmp_path / "a", await running.new_token(60)) as thief:
             await thief.joined()
         honest = thief.key
         thief.key = Ed25519PrivateKey.generate()  # says Hello as another node than its certificate names
         async with session(thief, running.url) as (client, _):
-            await until(lambda: running._door.traffic.rejected > 0)
+            await until(lambda: running.visits.door.traffic.rejected > 0)
             assert not client.connected
         thief.key = honest
         async with session(thief, running.url) as (client, _):
@@ -322,41 +323,62 @@ async def test_a_session_under_another_nodes_certificate_is_refused(tmp_path: Pa
 
 async def test_votes_that_ban_a_node_are_written_down(tmp_path: Path) -> None:
     async with tracker(tmp_path / "t") as running:
-        token = running.new_token(60)
+        token = await running.new_token(60)
         async with Node(running.url, tmp_path / "a", token) as node:
             await node.joined()
             async with session(node, running.url) as (client, heard):
                 await until(lambda: client.connected)
-                running._dispatch(running.cluster.ban(running._now(), b"x" * 32, running._now() + 60, "votes"))
+                running.leading.dispatch(running.cluster.ban(running._now(), b"x" * 32, running._now() + 60, "votes"))
                 await until(lambda: any(isinstance(m, wire.Banned) for m in heard))
-    facts = Facts(tmp_path / "t")
-    assert set(facts.bans(0)) == {b"x" * 32}
-    facts.close()
+    state = open_state("", str(tmp_path / "t"))
+    assert set(await Facts(state).bans()) == {b"x" * 32}
+    await state.close()
 
 
-def test_only_the_hash_of_a_token_is_kept_and_revoking_ends_it(tmp_path: Path) -> None:
+def command(*arguments: str) -> Any:
+    """In a thread: commands have an event loop of their own."""
+    return asyncio.to_thread(CliRunner().invoke, cli, list(arguments))
+
+
+async def test_only_the_hash_of_a_token_is_kept_and_revoking_ends_it(tmp_path: Path) -> None:
     data = ["--data", str(tmp_path)]
-    made = CliRunner().invoke(cli, ["token", "create", "--ttl", "1h", "--uses", "2", "--node-label", "zone=a", *data])
+    made = await command("token", "create", "--ttl", "1h", "--uses", "2", "--node-label", "zone=a", *data)
     token = JoinToken.parse(made.stdout)
     stored = b"".join(path.read_bytes() for path in tmp_path.iterdir() if path.is_file())
-    assert token.secret not in stored and token.hashed in stored
-    listed = CliRunner().invoke(cli, ["token", "list", *data]).stdout
+    assert token.secret not in stored and token.secret.hex().encode() not in stored
+    assert token.hashed.hex().encode() in stored
+    listed = (await command("token", "list", *data)).stdout
     assert token.number in listed and "0 of 2 uses" in listed and "zone=a" in listed
     assert str(token).split(".")[2] not in listed
-    assert CliRunner().invoke(cli, ["token", "revoke", token.number, *data]).exit_code == 0
-    assert CliRunner().invoke(cli, ["token", "revoke", token.number, *data]).exit_code == 1
-    facts = Facts(tmp_path)
-    assert facts.redeem(token.secret, b"n" * 32, 0) is None
-    facts.close()
+    assert (await command("token", "revoke", token.number, *data)).exit_code == 0
+    assert (await command("token", "revoke", token.number, *data)).exit_code == 1
+    state = open_state("", str(tmp_path))
+    assert await Facts(state).redeem(token.secret, b"n" * 32, 0) is None
+    await state.close()
 
 
-def test_an_expired_token_opens_nothing() -> None:
-    facts = Facts(None)
-    token = facts.new_token(b"f" * 32, 100.0, 10.0, None, {"k": "v"})
-    assert facts.redeem(token.secret, b"n" * 32, 109.0) == {"k": "v"}
-    assert facts.redeem(token.secret, b"n" * 32, 110.0) is None
-    assert facts.tokens(110.0) == []
-    facts.close()
+async def test_an_expired_token_opens_nothing() -> None:
+    now = 100.0
+    state = LocalState.open(None, lambda: now)
+    facts = Facts(state)
+    token = await facts.new_token(b"f" * 32, 100.0, 10.0, None, {"k": "v"})
+    now = 109.0
+    assert await facts.redeem(token.secret, b"n" * 32, now) == {"k": "v"}
+    assert await facts.redeem(token.secret, b"n" * 32, 110.0) is None  # a clock that is ahead of the state's
+    now = 110.0
+    assert await facts.redeem(token.secret, b"n" * 32, 100.0) is None
+    assert await facts.tokens() == []
+    await state.close()
+
+
+async def test_tokens_of_any_number_of_uses_count_each_node_once() -> None:
+    state = LocalState.open(None)
+    facts = Facts(state)
+    token = await facts.new_token(b"f" * 32, 0.0, 2.0**33, None, {})
+    for number in (1, 2, 2):
+        assert await facts.redeem(token.secret, bytes([number]) * 32, 1.0) == {}
+    assert [one.used for one in await facts.tokens()] == [2]
+    await state.close()
 
 
 @pytest.mark.parametrize(
@@ -381,13 +403,14 @@ def test_a_directory_that_is_no_authority_is_refused(tmp_path: Path) -> None:
         open_authority("", str(tmp_path), 0.0)
 
 
-def test_ban_and_lift_of_the_same_node_leave_nothing() -> None:
-    facts = Facts(None)
-    facts.ban(Ban(b"n" * 32, 10.0, "first"))
-    facts.ban(Ban(b"n" * 32, 20.0, "second"))
-    assert facts.bans(15.0)[b"n" * 32].reason == "second"
-    assert facts.lift(b"n" * 32) and not facts.lift(b"n" * 32)
-    facts.close()
+async def test_ban_and_lift_of_the_same_node_leave_nothing() -> None:
+    state = LocalState.open(None, lambda: 5.0)
+    facts = Facts(state)
+    await facts.ban(Ban(b"n" * 32, 10.0, "first"))
+    await facts.ban(Ban(b"n" * 32, 20.0, "second"))
+    assert (await facts.bans())[b"n" * 32].reason == "second"
+    assert await facts.lift(b"n" * 32) and not await facts.lift(b"n" * 32)
+    await state.close()
 
 
 async def test_a_certificate_that_the_authority_did_not_sign_is_not_used(tmp_path: Path) -> None:

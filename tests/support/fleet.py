@@ -67,7 +67,7 @@ class Fleet:
             self.tracker = RunningTracker(TrackerSettings(port=0, data_directory=data, insecure=self.insecure))
             await self.tracker.__aenter__()
             if not self.insecure:
-                self.token = self.tracker.new_token(3600)
+                self.token = await self.tracker.new_token(3600)
         return self
 
     async def __aexit__(self, *_: object) -> None:

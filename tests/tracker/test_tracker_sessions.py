@@ -17,6 +17,8 @@ from p2pdist.errors import OperationError
 from p2pdist.protocol import attest, limits
 from p2pdist.protocol import messages as wire
 from tracker.app import RunningTracker, TrackerSettings
+from tracker.bans import Sentence
+from tracker.replicas.guests import Guest
 from tracker.rules import SwarmRules
 from tracker.sessions import Door, Members, Session
 
@@ -236,8 +238,7 @@ async def test_a_new_session_of_a_node_replaces_its_old_one() -> None:
 async def test_a_banned_node_is_told_and_stays_out() -> None:
     key = Ed25519PrivateKey.generate()
     async with tracker() as running, member(running, key) as agent:
-        for number in range(3):
-            running.cluster.bans.accuse(running._now(), bytes([number]) * 32, f"host-{number}", agent.node)
+        running.cluster.bans.set(agent.node, Sentence(running._now() + 60, "test"))
         async with session(running, key) as again:
             challenge = await again.until(wire.Challenge)
             await again.say(again.hello(challenge.nonce))
@@ -308,7 +309,7 @@ async def test_memberships_are_renewed_at_half_of_their_life() -> None:
     members = Members(Ed25519PrivateKey.generate(), 100.0)
     door = Door(TrackerSettings(), members, lambda: now, banned=lambda node: None, full=lambda node: False)
     told: list[wire.FromTracker] = []
-    agent = Session(None, wire.PeerInfo(bytes(32), "h", 1), "h", "n")
+    agent = Session(None, Guest(wire.PeerInfo(bytes(32), "h", 1), "h", "n"))
     agent.push = told.append
     for now in (1000.0, 1040.0, 1051.0, 1060.0, 1120.0):  # noqa: B007 - the door's clock
         door.welcome(agent, 1)

@@ -18,6 +18,7 @@ from p2pdist.errors import ConfigError
 from tracker.state.local import LocalState
 from tracker.state.protocol import State
 from tracker.state.redis import PATIENCE, Client, RedisState
+from tracker.state.settings import StateSettings
 
 _PORT, _SENTINEL_PORT = 6379, 26379
 _CONNECTIONS = 32
@@ -39,6 +40,18 @@ class _Server:
     def where(self) -> str:
         """For messages: no password in it."""
         return ",".join(f"{host}:{port}" for host, port in self.hosts)
+
+
+def open_configured(settings: StateSettings, data_directory: str) -> State:
+    """The state that a configuration names; see `open_state`."""
+    return open_state(
+        settings.url,
+        data_directory,
+        prefix=settings.prefix,
+        password_file=settings.password_file,
+        sentinel_password_file=settings.sentinel_password_file,
+        ca_file=settings.ca_file,
+    )
 
 
 def open_state(

@@ -1,0 +1,170 @@
+"""The sessions of this replica's agents, whoever decides for them: this replica itself, or the one that leads.
+
+When that changes, each agent gets a new Welcome, upon which it says again what it holds and wants; questions that were
+not answered yet are asked again for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import structlog
+from aiohttp import WSCloseCode, web
+
+from p2pdist.errors import ProtocolError
+from p2pdist.protocol import limits, messages
+from p2pdist.protocol.messages import FromAgent, FromTracker
+from tracker.config import TrackerSettings
+from tracker.replicas.guests import Voice
+from tracker.sessions import Door, Members, Session
+
+log = structlog.get_logger()
+
+
+class Visits:
+    """It is the `Source` of its agents. `banned`: when a node may come back."""
+
+    def __init__(
+        self,
+        settings: TrackerSettings,
+        members: Members,
+        now: Callable[[], float],
+        banned: Callable[[bytes], float | None],
+    ) -> None:
+        self.voice: Voice | None = None
+        self._settings = settings
+        self._sessions: dict[bytes, Session] = {}
+        self._sockets: set[web.WebSocketResponse] = set()
+        self.door = Door(settings, members, now, banned=banned, full=self._full)
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    @property
+    def names(self) -> dict[bytes, str]:
+        """What the nodes call themselves."""
+        return {node: session.name for node, session in self._sessions.items()}
+
+    @property
+    def nodes(self) -> int:
+        """How many agents the cluster has, as far as is known."""
+        return self.voice.nodes if self.voice is not None else len(self._sessions)
+
+    def _full(self, node: bytes) -> bool:
+        return node not in self._sessions and len(self._sessions) >= self._settings.swarm.max_nodes
+
+    def attach(self, voice: Voice | None) -> None:
+        """From now on it decides; None: nobody does, for the moment."""
+        self.voice = voice
+        if voice is None:
+            return
+        for session in list(self._sessions.values()):
+            self.door.welcome(session, voice.nodes, again=True)
+            voice.came(session.guest)
+            voice.said(session.peer.node, list(session.asks.values()))
+
+    # --- what is said to agents ---
+
+    def tell(self, node: bytes, message: FromTracker) -> None:
+        """See `Source`."""
+        session = self._sessions.get(node)
+        if session is None:
+            return
+        session.push(message)
+        if session.waiting > self._settings.send_queue:
+            session.end("too many messages wait for it")
+            self.door.traffic.slow += 1
+
+    def end(self, node: bytes, reason: str) -> None:
+        """See `Source`."""
+        session = self._sessions.get(node)
+        if session is not None:
+            session.end(reason)
+
+    def end_all(self, reason: str) -> None:
+        """The agents are to find another tracker."""
+        for session in list(self._sessions.values()):
+            session.end(reason)
+
+    async def close(self) -> None:
+        """Close every session."""
+        for socket in list(self._sockets):
+            await socket.close(code=WSCloseCode.GOING_AWAY, message=b"the tracker stops")
+
+    # --- sessions ---
+
+    async def receive(self, request: web.Request, member: bytes | None) -> web.WebSocketResponse:
+        """One session, from its first byte to its last. `member`: the node that the connection's certificate names."""
+        socket = web.WebSocketResponse(max_msg_size=limits.MAX_TRACKER_FRAME, compress=False, autoping=True)
+        await socket.prepare(request)
+        self._sockets.add(socket)
+        address = request.remote or ""
+        try:
+            admitted = await self.door.admit(socket, address, member)
+            if admitted is not None:
+                await self._converse(socket, *admitted)
+        except TimeoutError:
+            log.info("session dropped: silent", address=address)
+            self.door.traffic.silent += 1
+        except ProtocolError as error:
+            log.warning("session dropped: malformed", address=address, error=str(error))
+        except ConnectionError as error:
+            log.info("session lost", address=address, error=str(error))
+        finally:
+            self._sockets.discard(socket)
+            await socket.close()
+        return socket
+
+    async def _converse(self, socket: web.WebSocketResponse, session: Session, first: list[FromAgent]) -> None:
+        node = session.peer.node
+        older = self._sessions.get(node)
+        if older is not None:
+            older.end("the node began another session")
+        self._sessions[node] = session
+        self.door.welcome(session, self.nodes + (older is None))
+        if self.voice is not None:
+            self.voice.came(session.guest)
+        log.info("agent joined", node=node.hex()[:16], name=session.name, address=session.address)
+        reason = "it went away"
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                sender = tasks.create_task(session.send_all(self._settings, self.door.traffic))
+                reader = tasks.create_task(self._read(socket, session, first))
+                done, _ = await asyncio.wait((sender, reader), return_when=asyncio.FIRST_COMPLETED)
+                reason = next((task.result() for task in done if task.exception() is None), reason)
+                sender.cancel()
+                reader.cancel()
+        except ExceptionGroup as group:
+            expected, other = group.split((ProtocolError, TimeoutError, ConnectionError))
+            if other is not None or expected is None:
+                raise
+            reason = self._why(expected.exceptions[0])
+        finally:
+            if self._sessions.get(node) is session:
+                del self._sessions[node]
+                if self.voice is not None:
+                    self.voice.went(node)
+            log.info("agent left", node=node.hex()[:16], name=session.name, reason=reason)
+
+    def _why(self, error: BaseException) -> str:
+        if isinstance(error, TimeoutError):
+            self.door.traffic.silent += 1
+            return f"it was silent for {self._settings.session_timeout} s"
+        return str(error) or type(error).__name__
+
+    async def _read(self, socket: web.WebSocketResponse, session: Session, frame: list[FromAgent] | None) -> str:
+        node = session.peer.node
+        while frame is not None:
+            if self._sessions.get(node) is not session:  # another session of this node took over
+                break
+            for message in frame:
+                if isinstance(message, messages.Ask):
+                    session.asked(message)
+                elif isinstance(message, messages.Ping):
+                    self.door.welcome(session, self.nodes)
+            if self.voice is not None:
+                self.voice.said(node, frame)
+            async with asyncio.timeout(self._settings.session_timeout):
+                frame = await self.door.receive(socket)
+        return "it closed the session"
