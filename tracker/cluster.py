@@ -92,7 +92,7 @@ class Cluster:
         out = self.content.disconnected(now, peer.node)
         out += self._forget(now, peer.node)
         self.bans.hosts.came(host_of(address))
-        out += self.swarms.connected(now, peer, address)
+        out += self.swarms.connected(now, peer, address, labels)
         out += [(peer.node, messages.Banned(node, int(end))) for node, end in self.bans.active(now).items()]
         out += [(peer.node, message) for message in self.denied.whole()]
         return out + self.jobs.connected(now, peer.node, name, labels)

@@ -34,7 +34,7 @@ class Leases:
         """Put a seat into its swarm's ring."""
         if not seat.queued and not seat.denied:
             seat.queued = True
-            seat.swarm.ring.append(seat)
+            (seat.swarm.ring if seat.node.reads else seat.swarm.far_ring).append(seat)
 
     def release(self, swarm: Swarm, chunks: int) -> None:
         """These chunks are to be leased again, unless they have turned up meanwhile."""
@@ -78,7 +78,7 @@ class Leases:
 
     def _next_seat(self, now: float, swarm: Swarm) -> Seat | None:
         """The next node in turn; those that can't take a lease now leave the ring until they can."""
-        ring = swarm.ring
+        ring, readers = swarm.turns()
         if not swarm.turned:  # every blob of an image starts at another node: the first ones would read most
             swarm.turned = True
             ring.rotate(self._state.rng.randrange(len(ring) or 1))
@@ -97,7 +97,7 @@ class Leases:
             else:
                 ring.append(seat)
                 # at most one seat avoids all that is missing: a chunk is avoided by one seat
-                if swarm.missing & ~seat.avoided or len(swarm.members) <= 1 + len(swarm.denied):
+                if swarm.missing & ~seat.avoided or readers <= 1:
                     return seat
         return None
 

@@ -21,14 +21,17 @@ class Node:
     """A connected agent. `live`: not voted dead; only live nodes are neighbours and hold leases."""
 
     __slots__ = (
-        "address", "alone", "benched", "benched_until", "holds", "id", "live", "lone", "lone_due", "peer", "seats",
-        "strikes", "votes",
+        "address", "alone", "benched", "benched_until", "gateway", "holds", "id", "live", "lone", "lone_due", "peer",
+        "reads", "seats", "site", "strikes", "votes",
     )  # fmt: skip
 
-    def __init__(self, peer: PeerInfo, address: str) -> None:
+    def __init__(self, peer: PeerInfo, address: str, site: str = "", gateway: int = 0, reads: bool = True) -> None:
         self.id = peer.node
         self.peer = peer
         self.address = address  # where its session comes from
+        self.site = site
+        self.gateway = gateway  # the port on which other sites reach it; 0: it is no gateway
+        self.reads = reads  # False: only when nobody else in a swarm may read from upstream
         self.live = True
         self.seats: dict[str, Seat] = {}  # by digest: the blobs it waits for
         self.holds: set[str] = set()
@@ -92,9 +95,9 @@ class Swarm:
     """
 
     __slots__ = (
-        "alone", "avoid", "born", "chunk_size", "closing", "count", "denied", "digest", "failures", "full",
-        "hold_until", "holders", "leased", "leases", "lone_queue", "members", "missed", "missing", "order", "over",
-        "ring", "rollout", "seats", "size", "source", "tally", "turned", "votes",
+        "alone", "avoid", "born", "chunk_size", "closing", "count", "denied", "digest", "failures", "far_ring", "full",
+        "gateways", "hold_until", "holders", "leased", "leases", "lone_queue", "members", "missed", "missing", "near",
+        "order", "over", "ring", "rollout", "seats", "size", "source", "tally", "turned", "votes",
     )  # fmt: skip
 
     def __init__(
@@ -117,7 +120,10 @@ class Swarm:
         self.leases: dict[int, Lease] = {}
         self.leased = 0
         self.ring: deque[Seat] = deque()  # who gets the next lease; stale ones are dropped when met
+        self.far_ring: deque[Seat] = deque()  # the same of nodes that read only when there is nobody else
+        self.near = 0  # live members that stand in the ring otherwise
         self.turned = False
+        self.gateways: dict[str, Node] = {}  # by site: who carries the blob to and from other sites
         self.tally = Tally()
         self.source: dict[int, Node] = {}  # who said last that it read the chunk
         self.missed: dict[int, tuple[float, Node]] = {}  # chunks somebody should have: first missed when, by whom
@@ -133,6 +139,13 @@ class Swarm:
     def lone(self) -> bool:
         """Whether one node waits and nobody holds the blob."""
         return len(self.members) == 1 and not self.holders
+
+    def turns(self) -> tuple[deque[Seat], int]:
+        """Who gets the next lease, and how many those are: nodes near the upstream, unless it refuses them all."""
+        refused = sum(node.reads for node in self.denied)
+        if self.near > refused:
+            return self.ring, self.near - refused
+        return self.far_ring, len(self.members) - self.near - (len(self.denied) - refused)
 
     def known(self) -> int:
         """Chunks that a live node has said it has."""
@@ -218,6 +231,7 @@ class State:
         "rng",
         "rollouts",
         "rules",
+        "sites",
         "started",
         "swarms",
         "timers",
@@ -230,6 +244,7 @@ class State:
         self.timers = Timers()
         self.counters = Counters()
         self.nodes: dict[bytes, Node] = {}
+        self.sites: dict[str, dict[Node, None]] = {}  # the connected nodes of each site that may be gateways
         self.swarms: dict[str, dict[int, Swarm]] = {}  # by digest, then size
         self.holders: dict[str, Roster[Node]] = {}
         self.rollouts: dict[tuple[str, str], Rollout] = {}  # by id and registry

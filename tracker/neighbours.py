@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from p2pdist.protocol.messages import PeerInfo
+from tracker import gateways
 from tracker.model import Node, State, Swarm
+
+_SITES = 4  # times as many are drawn where sites keep nodes apart
 
 
 def pick(state: State, node: Node, swarms: Sequence[Swarm], count: int) -> list[PeerInfo]:
     """Up to `count` live peers of `node`, from all the swarms: a fair share from each, then whatever the first have."""
-    chosen: dict[Node, None] = {}
+    chosen: dict[Node, PeerInfo] = {}
     share = max(2, -(-count // max(1, len(swarms))))
     for most in (share, count):
         for swarm in swarms:
@@ -19,13 +22,16 @@ def pick(state: State, node: Node, swarms: Sequence[Swarm], count: int) -> list[
             _draw(state, node, swarm, min(most, count - len(chosen)), chosen)
         if share >= count:
             break
-    return [peer.peer for peer in chosen]
+    across = {peer: info for swarm in swarms for peer, info in gateways.across(swarm, node)}
+    return list((across | chosen).values())
 
 
-def _draw(state: State, node: Node, swarm: Swarm, count: int, chosen: dict[Node, None]) -> None:
+def _draw(state: State, node: Node, swarm: Swarm, count: int, chosen: dict[Node, PeerInfo]) -> None:
     """Add up to `count` new ones of the swarm's members and holders, in proportion to how many there are of each."""
     members, holders = len(swarm.members), len(swarm.holders)
     spare = count + len(chosen) + 1  # some may be chosen already, one may be the node itself
+    if len(swarm.gateways) > 1:
+        spare *= _SITES  # and some may be out of its reach
     total = members + holders
     from_holders = holders if total <= spare else -(-spare * holders // total)
     drawn = swarm.holders.sample(state.rng, from_holders)
@@ -35,8 +41,9 @@ def _draw(state: State, node: Node, swarm: Swarm, count: int, chosen: dict[Node,
     for peer in drawn:
         if len(chosen) >= goal:
             return
-        if peer is not node:
-            chosen[peer] = None
+        info = gateways.meet(swarm, node, peer) if peer is not node else None
+        if info is not None:
+            chosen[peer] = info
 
 
 def first_degree(state: State, swarms: Sequence[Swarm]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from p2pdist.protocol import limits, messages
+from tracker import gateways
 from tracker.model import Lease, Node, Seat, State, Swarm
 from tracker.seats import Seats
 from tracker.timers import Outbox
@@ -48,6 +49,7 @@ class Rescue:
             self._seats.serve(node, digest)
         for seat in list(node.seats.values()):
             self._seats.sit(seat)
+            gateways.came(seat.swarm, node, out)
             self._seats.streams.reconsider(now, seat.swarm, out)
             self._seats.leases.want(now, seat.swarm.rollout, out)
 
@@ -99,8 +101,13 @@ class Rescue:
         for holder in swarm.holders.sample(self._state.rng, 2):
             sources[holder] = None
         if sources:
-            peers = [node.peer for node in sources][: limits.MAX_NEIGHBOURS]
-            out.append((seat.node.id, messages.Neighbours(peers)))
+            infos = dict(gateways.across(swarm, seat.node))
+            for source in sources:
+                info = gateways.meet(swarm, seat.node, source)
+                if info is not None:
+                    infos[source] = info
+            if infos:
+                out.append((seat.node.id, messages.Neighbours(list(infos.values())[: limits.MAX_NEIGHBOURS])))
 
     def _lease_again(self, now: float, swarm: Swarm, orphans: int, out: Outbox) -> None:
         if not orphans:

@@ -10,6 +10,7 @@ import sys
 
 from p2pdist.protocol import messages
 from p2pdist.protocol.chunks import chunk_size_for, valid_chunk_size
+from tracker import gateways
 from tracker.bitmaps import from_wire
 from tracker.model import Node, Registry, Rollout, Seat, State, Swarm
 from tracker.streams import Streams
@@ -46,6 +47,7 @@ class Seats:
                 return None
             seat = node.seats[swarm.digest] = swarm.seats[node] = Seat(node, swarm, join.registry)
             self.sit(seat)
+            gateways.came(swarm, node, out)
         if want.chunk_size == seat.swarm.chunk_size:
             self.learn(seat, from_wire(want.have, seat.swarm.count))
             for index in want.reading:
@@ -69,6 +71,7 @@ class Seats:
             swarm.hold_until = now + self._rules.settle  # a tracker that restarted: others will say what they have
             self._state.timers.at(swarm.hold_until, lambda later, out: self._settled(later, swarm, out))
         rollout.swarms.append(swarm)
+        gateways.born(self._state, swarm)
         self._state.swarms.setdefault(want.digest, {})[want.size] = swarm
         return swarm
 
@@ -93,6 +96,7 @@ class Seats:
     def sit(self, seat: Seat) -> None:
         """A live node takes part."""
         swarm = seat.swarm
+        swarm.near += seat.node.reads and seat.node not in swarm.members
         swarm.members.add(seat.node)
         swarm.tally.add(seat.known)
         swarm.missing &= ~seat.known
@@ -118,11 +122,15 @@ class Seats:
         if seat.node not in swarm.members:
             return
         swarm.members.discard(seat.node)
+        swarm.near -= seat.node.reads
+        gateways.left(self._state, swarm, seat.node, out)
         swarm.tally.remove(seat.known)
         for lease in list(seat.leases):
             self.leases.take_back(now, lease, out)
         if swarm.alone is not None and swarm.alone.node is seat.node:
             self.streams.end(now, swarm, out)
+        if seat.node.reads and not swarm.near and swarm.far_ring:
+            self.leases.want(now, swarm.rollout, out)
 
     def stand_up(self, now: float, seat: Seat, out: Outbox) -> None:
         """The node leaves the swarm for good."""
@@ -169,6 +177,8 @@ class Seats:
         if digest not in node.holds and len(node.holds) < self._rules.max_holds_per_node:
             node.holds.add(digest)
             self.serve(node, digest)
+            for swarm in self._state.swarms.get(digest, {}).values():
+                gateways.came(swarm, node, out)
             if seat is None:
                 self._introduce(node, digest, out)
         if seat is not None:
@@ -187,7 +197,10 @@ class Seats:
     def _introduce(self, node: Node, digest: str, out: Outbox) -> None:
         for swarm in self._state.swarms.get(digest, {}).values():
             members = swarm.members.sample(self._state.rng, max(1, self._rules.degree // 2))
-            out.extend((member.id, messages.Neighbours([node.peer])) for member in members)
+            for member in members:
+                peer = gateways.meet(swarm, member, node)
+                if peer is not None:
+                    out.append((member.id, messages.Neighbours([peer])))
 
     def unhold(self, now: float, node: Node, digest: str, out: Outbox) -> None:
         """The node has the blob no more."""
@@ -200,6 +213,8 @@ class Seats:
         if holders is None:
             return
         holders.discard(node)
+        for swarm in self._state.swarms.get(digest, {}).values():
+            gateways.left(self._state, swarm, node, out)
         if not holders:
             self._forget_holders(digest)
             for swarm in list(self._state.swarms.get(digest, {}).values()):

@@ -9,10 +9,12 @@ time, and everything is said again.
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
+from types import MappingProxyType
 
 from p2pdist.protocol import messages
 from p2pdist.protocol.messages import PeerInfo
-from tracker import neighbours
+from tracker import gateways, neighbours
 from tracker.bitmaps import from_wire
 from tracker.model import Counters, Node, Seat, State, Swarm
 from tracker.rescue import Rescue
@@ -55,10 +57,15 @@ class Swarms:
 
     # --- sessions ---
 
-    def connected(self, now: float, peer: PeerInfo, address: str = "") -> Outbox:
+    def connected(
+        self, now: float, peer: PeerInfo, address: str = "", labels: Mapping[str, str] = MappingProxyType({})
+    ) -> Outbox:
         """A node's session begins; `address` is where it comes from. An older session of the node ends."""
         out = self.disconnected(now, peer.node)
-        self._state.nodes[peer.node] = Node(peer, address)
+        node = Node(peer, address, *gateways.place(labels))
+        self._state.nodes[peer.node] = node
+        if node.gateway:
+            self._state.sites.setdefault(node.site, {})[node] = None
         return out
 
     def disconnected(self, now: float, node_id: bytes) -> Outbox:
@@ -67,6 +74,7 @@ class Swarms:
         node = self._state.nodes.pop(node_id, None)
         if node is not None:
             node.live = False
+            gateways.gone(self._state, node)
             for seat in list(node.seats.values()):
                 self._seats.stand_up(now, seat, out)
             for digest in list(node.holds):

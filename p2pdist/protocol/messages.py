@@ -288,11 +288,12 @@ class Rejected(Message, frozen=True):
 
 
 class PeerInfo(msgspec.Struct, frozen=True, array_like=True):
-    """Where a peer is reached."""
+    """Where a peer is reached. `site`: of a gateway of another site than the receiver's, which is reached as one."""
 
     node: NodeId
     host: str
     port: int
+    site: str = ""
 
 
 class Swarm(msgspec.Struct, frozen=True, array_like=True):

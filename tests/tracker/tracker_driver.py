@@ -213,12 +213,14 @@ def _idle(swarm: Swarm, load: dict[Node, int], rules: SwarmRules, now: float) ->
         free = len(node.alone) < rules.alone_leases and not ahead
         return free and not swarm.leases and bool(swarm.full & ~swarm.tally.some())
 
-    others_denied = sum(not swarm.seats[node].denied for node in swarm.members) == 1
+    near = {node for node in swarm.members if node.reads and not swarm.seats[node].denied}
+    readers = near or {node for node in swarm.members if not swarm.seats[node].denied}
+    others_denied = len(readers) == 1
 
     def able(seat: Seat) -> bool:
         node = seat.node
         return (
-            not seat.denied
+            node in readers
             and load[node] < rules.leases_per_node
             and now >= node.benched_until
             and (bool(swarm.missing & ~seat.avoided) or others_denied)
@@ -231,6 +233,8 @@ def _check_swarm(swarm: Swarm, nodes: dict[bytes, Node]) -> None:
     assert swarm.seats
     assert set(swarm.members) == {node for node in swarm.seats if node.live}
     assert all(nodes[node.id] is node and node.seats[swarm.digest].swarm is swarm for node in swarm.seats)
+    assert swarm.near == sum(node.reads for node in swarm.members)
+    assert all(node in swarm.members or node in swarm.holders for node in swarm.gateways.values())
     known = 0
     for node, seat in swarm.seats.items():
         assert not seat.known & ~swarm.full
