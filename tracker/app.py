@@ -23,9 +23,11 @@ from tracker.book import BanBook
 from tracker.cluster import Cluster
 from tracker.config import TrackerSettings
 from tracker.enrol import MAX_BODY, Enrolment, open_authority
+from tracker.enrol_kubernetes import ServiceAccounts
 from tracker.keys import cluster_key
 from tracker.replicas.leading import Leading
 from tracker.report import metrics, status
+from tracker.scraping import MetricsServer
 from tracker.sessions import Members
 from tracker.state import State, open_configured
 from tracker.tokens import Facts
@@ -68,7 +70,7 @@ class RunningTracker:
             stack.callback(self.leading.stop)
             self.visits.attach(self.leading.voice(self.visits))
             await self._look()
-            self._enrolment = None if settings.insecure else self._open_enrolment(stack)
+            self._enrolment = None if settings.insecure else await self._open_enrolment(stack)
             tls = self._enrolment.credentials.server if self._enrolment is not None else None
             runner = web.AppRunner(self._application(), handle_signals=False, access_log=None, shutdown_timeout=2.0)
             await runner.setup()
@@ -80,6 +82,9 @@ class RunningTracker:
                 raise OperationError(f"can't listen on {settings.host}:{settings.port}: {error.strerror}") from error
             stack.push_async_callback(self.visits.close)
             self.port = runner.addresses[0][1]
+            self.scraped = await stack.enter_async_context(
+                MetricsServer(settings.host, settings.metrics_port, self._render_metrics)
+            )
             self.announce = await stack.enter_async_context(AnnounceServer(settings.announce, self._now))
             stack.push_async_callback(self._look)  # the last bans
             self._scope = Scope()
@@ -115,10 +120,11 @@ class RunningTracker:
             raise ConfigError("an insecure tracker has no join tokens")
         return str(await self._enrolment.new_token(lifetime, uses))
 
-    def _open_enrolment(self, stack: AsyncExitStack) -> Enrolment:
+    async def _open_enrolment(self, stack: AsyncExitStack) -> Enrolment:
         settings = self.settings
         authority = open_authority(settings.data_directory, settings.authority_directory, time.time())
-        enrolment = Enrolment(authority, self._facts, settings.certificate_time, self._banned_until)
+        accounts = await stack.enter_async_context(ServiceAccounts(settings.kubernetes))
+        enrolment = Enrolment(authority, self._facts, settings.certificate_time, self._banned_until, accounts)
         enrolment.start()
         stack.callback(enrolment.stop)
         return enrolment
@@ -150,8 +156,11 @@ class RunningTracker:
     async def _status(self, request: web.Request) -> web.Response:
         return web.json_response(status(self._now(), self.cluster, self.visits.names, self.visits.door.traffic))
 
+    def _render_metrics(self) -> tuple[bytes, str]:
+        return metrics(self.cluster, self.visits.door.traffic)
+
     async def _metrics(self, request: web.Request) -> web.Response:
-        body, content_type = metrics(self.cluster, self.visits.door.traffic)
+        body, content_type = self._render_metrics()
         return web.Response(body=body, headers={"Content-Type": content_type})
 
     # --- sessions ---

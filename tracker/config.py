@@ -20,6 +20,7 @@ import msgspec
 
 from p2pdist.errors import ConfigError
 from tracker.announce import AnnounceRules
+from tracker.enrol_kubernetes import KubernetesSettings
 from tracker.rules import BanRules, ContentRules, SwarmRules, option
 from tracker.state import StateSettings
 
@@ -64,12 +65,22 @@ class TrackerSettings:
         86_400.0, "seconds for which a membership is signed; renewed at half of it", least=60
     )
     log_level: str = option("info", "how much is logged: debug, info, warning or error", choices=LOG_LEVELS)
+    metrics_port: int = option(
+        0,
+        "port on which Prometheus gets the metrics, and nothing else, by plain HTTP and without asking who it is; "
+        "0: none, members get them at /metrics",
+        least=0,
+        most=65535,
+    )
     state: StateSettings = field(
         default_factory=StateSettings, metadata={"doc": "what must not be forgotten, and several replicas"}
     )
     swarm: SwarmRules = field(default_factory=SwarmRules, metadata={"doc": "leases, credits and neighbours"})
     content: ContentRules = field(default_factory=ContentRules, metadata={"doc": "tags and small content"})
     bans: BanRules = field(default_factory=BanRules, metadata={"doc": "when a node is shut out"})
+    kubernetes: KubernetesSettings = field(
+        default_factory=KubernetesSettings, metadata={"doc": "nodes that a Kubernetes cluster vouches for"}
+    )
     announce: AnnounceRules = field(
         default_factory=AnnounceRules, metadata={"doc": "a BitTorrent tracker for exported images"}
     )
@@ -201,5 +212,6 @@ def _build(values: Mapping[str, Any]) -> TrackerSettings:
         swarm=SwarmRules(**tables.get("swarm", {})),
         content=ContentRules(**tables.get("content", {})),
         bans=BanRules(**tables.get("bans", {})),
+        kubernetes=KubernetesSettings(**tables.get("kubernetes", {})),
         announce=AnnounceRules(**tables.get("announce", {})),
     )

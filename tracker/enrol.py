@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import binascii
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 
 from p2pdist.errors import ConfigError, InputError, StorageError
 from p2pdist.pki import Authority, Identity, JoinToken, Role, TlsCredentials, peer_certificate, requested_key
+from tracker.enrol_kubernetes import ReviewUnavailable, ServiceAccounts, TokenRefused
 from tracker.tokens import Facts
 
 log = structlog.get_logger()
@@ -30,10 +31,13 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Ask(msgspec.Struct, forbid_unknown_fields=True):
-    """Body of enrol and renew. `secret`: the token's, in hex; empty for renew. `request`: PKCS #10 in PEM."""
+    """Body of enrol and renew. `request`: PKCS #10 in PEM. To enrol, one of `secret`: the join token's, in hex;
+    `service_account`: the projected token of a pod, see `enrol_kubernetes`.
+    """
 
     request: str
     secret: str = ""
+    service_account: str = ""
 
 
 def open_authority(data_directory: str, authority_directory: str, now: float) -> Authority:
@@ -57,7 +61,12 @@ class Enrolment:
     """Signs members in. `lifetime`: seconds that a certificate is valid; `banned`: when a node may come back."""
 
     def __init__(
-        self, authority: Authority, facts: Facts, lifetime: float, banned: Callable[[bytes], float | None]
+        self,
+        authority: Authority,
+        facts: Facts,
+        lifetime: float,
+        banned: Callable[[bytes], float | None],
+        accounts: ServiceAccounts,
     ) -> None:
         self.credentials = TlsCredentials(clients_required=False)
         self.enrolled = 0
@@ -67,6 +76,7 @@ class Enrolment:
         self._facts = facts
         self._lifetime = lifetime
         self._banned = banned
+        self._accounts = accounts
         self._key = Ed25519PrivateKey.generate()
         self._timer: asyncio.TimerHandle | None = None
 
@@ -124,10 +134,18 @@ class Enrolment:
         if self._banned(node) is not None:
             raise self._refuse(request, 403, "this node is banned from the cluster")
         try:
-            labels = await self._facts.redeem(secret, node, now)
+            if ask.service_account:
+                labels: Mapping[str, str] | None = await self._accounts.labels(ask.service_account)
+            else:
+                labels = await self._facts.redeem(secret, node, now)
         except StorageError as error:
             log.error("a join token can't be checked", error=str(error))
             raise self._refuse(request, 503, "the tracker's state can't be reached; try again later") from error
+        except TokenRefused as error:
+            raise self._refuse(request, 403, str(error)) from error
+        except ReviewUnavailable as error:
+            log.error("a service account token can't be checked", error=str(error))
+            raise self._refuse(request, 503, "Kubernetes can't be asked about the token; try again later") from error
         if labels is None:
             raise self._refuse(request, 403, "the join token is unknown, expired, revoked or used up: ask for another")
         self.enrolled += 1
