@@ -92,20 +92,25 @@ def mirror_url(config: AgentConfig, status: Mapping[str, Any] | None) -> str:
     """Where this machine's daemons reach the mirror."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(config.mirror.host, config.mirror.host)
     port = config.mirror.port if status is None else int(status["mirror"]["port"])
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    scheme = "http" if config.mirror.tls_certificate is None else "https"
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 async def check_mirror(config: AgentConfig, status: Mapping[str, Any] | None) -> Finding:
     """The mirror answers as one, and it is ours."""
     url = mirror_url(config, status)
+    if config.mirror.client_ca is not None:
+        return Finding("mirror", State.SKIPPED, f"{url} lets in only clients with a certificate")
     try:
         async with (
             aiohttp.ClientSession(timeout=_TIMEOUT) as session,
-            session.get(f"{url}/v2/", allow_redirects=False) as answer,
+            session.get(f"{url}/v2/", allow_redirects=False, ssl=not url.startswith("https:")) as answer,
         ):
             ours = answer.headers.get("Server") == "p2pdist"
             if answer.status == 200 and ours:
                 return Finding("mirror", State.OK, f"{url} answers")
+            if answer.status == 403 and ours and config.mirror.password_file is not None:
+                return Finding("mirror", State.OK, f"{url} answers, and wants a password")
             detail = f"{url} answers {answer.status}" + ("" if ours else " and is no p2pdist")
     except (aiohttp.ClientError, TimeoutError, OSError) as error:
         remedy = "start the agent; the daemons go to the registries themselves meanwhile"

@@ -200,6 +200,37 @@ class PeerConfig(Section):
 
 
 @dataclass(frozen=True, slots=True)
+class SiteConfig(Section):
+    """Places that are joined by a wide-area link. Which one a node is in, its label says: `node.labels = ["site=a"]`.
+
+    Nodes of one site exchange chunks by peer.engine. One gateway of each site at a time carries a blob across, by
+    BitTorrent over uTP, which leaves the link to other traffic; the tracker chooses it among those that pull the blob.
+    """
+
+    gateway: bool = _option(
+        v.FLAG,
+        False,
+        "This node may be its site's gateway. Set it on several nodes of each site, or on all. Where a site has none "
+        "in a rollout, its nodes exchange chunks with other sites as if there were no sites.",
+    )
+    gateway_port: int = _option(
+        v.PORT, 5061, "Port on which gateways of other sites reach this one; it listens on the two behind it, too."
+    )
+    far_from_upstream: bool = _option(
+        v.FLAG,
+        False,
+        "This site's way to the upstream registries is the expensive one: it reads there only what no other site's "
+        "nodes can.",
+    )
+    upload_bytes_per_second: int | None = _option(
+        v.optional(v.SIZE, 0, "no bound"), None, "What this gateway sends to other sites, at most."
+    )
+    download_bytes_per_second: int | None = _option(
+        v.optional(v.SIZE, 0, "no bound"), None, "What it takes from them, at most."
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class TrackerConfig(Section):
     """Who tells this node which other nodes want or have a blob."""
 
@@ -370,6 +401,7 @@ class AgentConfig:
     store: StoreConfig = field(default_factory=StoreConfig)
     mirror: MirrorConfig = field(default_factory=MirrorConfig)
     peer: PeerConfig = field(default_factory=PeerConfig)
+    site: SiteConfig = field(default_factory=SiteConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     upstream: UpstreamConfig = field(default_factory=UpstreamConfig)
@@ -447,6 +479,7 @@ def section_types() -> dict[str, type[Section]]:
         "store": StoreConfig,
         "mirror": MirrorConfig,
         "peer": PeerConfig,
+        "site": SiteConfig,
         "tracker": TrackerConfig,
         "cluster": ClusterConfig,
         "upstream": UpstreamConfig,

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
 
 import structlog
 from aiohttp import web
@@ -36,6 +37,16 @@ OnServed = Callable[[str, int, int], None]
 """Told of every request when it is over: kind (ping, manifest, blob, referrers, tags, other), status, bytes of body."""
 
 
+@dataclass(slots=True)
+class MirrorCounts:
+    """What ran into a limit; for metrics."""
+
+    refused_connections: int = 0  # there were as many as may be
+    slow_connections: int = 0  # whose first request didn't come
+    large_requests: int = 0
+    turned_away: int = 0  # requests by a wrong name, or without the password
+
+
 class Mirror:
     """One application's requests: how many are open, and what they are answered."""
 
@@ -52,6 +63,8 @@ class Mirror:
         self._quiet = asyncio.Event()
         self._quiet.set()
         self.stopping = False
+        self.counts = MirrorCounts()
+        self.on_request: Callable[[web.Request], None] = lambda _: None
 
     async def quiet(self) -> None:
         """Wait until no request is being answered."""
@@ -60,7 +73,10 @@ class Mirror:
     async def answer(self, request: web.Request) -> web.StreamResponse:
         """Answer one request."""
         exchange = Exchange(request)
-        asked = parse(request.method, request.raw_path, request.headers.getall(REGISTRY_HEADER, []))
+        self.on_request(request)
+        asked = self._may_ask(request) or parse(
+            request.method, request.raw_path, request.headers.getall(REGISTRY_HEADER, [])
+        )
         self._open += 1
         self._quiet.clear()
         try:
@@ -76,6 +92,15 @@ class Mirror:
                 self._quiet.set()
             if self._on_served is not None:
                 self._on_served(_kind(asked), exchange.status, exchange.sent)
+
+    def _may_ask(self, request: web.Request) -> Refusal | None:
+        hosts = request.headers.getall("Host", [])
+        objection = self._settings.access.objection(
+            hosts[0] if len(hosts) == 1 else None, request.headers.get("Authorization")
+        )
+        if objection is not None:
+            self.counts.turned_away += 1
+        return objection
 
     async def _answer_safely(self, exchange: Exchange, asked: Asked | Refusal) -> web.StreamResponse:
         """An answer, whatever happens: while no header is out, trouble is a 404 and the daemon asks the upstream."""
@@ -101,7 +126,7 @@ class Mirror:
 
     async def _answer(self, exchange: Exchange, asked: Asked) -> web.StreamResponse:
         request = exchange.request
-        authorization = request.headers.get("Authorization")
+        authorization = self._settings.access.upstreams(request.headers.get("Authorization"))
         match asked:
             case Ping():
                 return ping()

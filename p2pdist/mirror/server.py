@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import ssl
 import time
 from collections.abc import Callable
 from types import TracebackType
@@ -13,13 +14,15 @@ import structlog
 from aiohttp import web
 
 from p2pdist.errors import ConfigError
-from p2pdist.mirror.app import MIRROR, Mirror, OnServed, app
+from p2pdist.mirror.app import MIRROR, Mirror, MirrorCounts, OnServed, app
+from p2pdist.mirror.guard import Guard, Refused
 from p2pdist.mirror.settings import MirrorSettings
 from p2pdist.mirror.source import Source
 
 _WAITING_SHARE = 0.8  # of the time to stop: until then also what has not begun to be served may still begin
 _LAST_MOMENT = 0.05  # seconds for cancelled handlers; aiohttp takes 0 for "for ever"
 BACKLOG = 1024
+HANDSHAKE = 10.0  # seconds that a client has for its TLS handshake
 KEEP_ALIVE = 300.0  # seconds that an idle connection stays open
 
 
@@ -42,7 +45,10 @@ class MirrorServer:
         port: int = 5050,
         on_served: OnServed | None = None,
         clock: Callable[[], float] = time.monotonic,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
+        self.counts = MirrorCounts()
+        self._tls = tls
         self._source = source
         self._settings = settings
         self._on_served = on_served
@@ -51,6 +57,13 @@ class MirrorServer:
         self.port = port  # 0: any; the real one once it is entered
         self._runner: web.AppRunner | None = None
         self._mirror: Mirror | None = None
+        self._listener: asyncio.Server | None = None
+        self._guards: dict[object, Guard] = {}
+
+    @property
+    def connections(self) -> int:
+        """Open ones."""
+        return len(self._runner.server.connections) if self._runner is not None and self._runner.server else 0
 
     async def __aenter__(self) -> Self:
         application = app(self._source, self._settings, on_served=self._on_served, clock=self._clock)
@@ -64,18 +77,38 @@ class MirrorServer:
             keepalive_timeout=KEEP_ALIVE,
         )
         await runner.setup()
+        self._runner, self._mirror = runner, application[MIRROR]
+        self._mirror.on_request = self._asked
+        self._mirror.counts = self.counts
         try:
-            site = web.TCPSite(runner, self.host, self.port, backlog=BACKLOG)
-            await site.start()
+            self._listener = await asyncio.get_running_loop().create_server(
+                self._accept,
+                self.host,
+                self.port,
+                backlog=BACKLOG,
+                ssl=self._tls,
+                ssl_handshake_timeout=HANDSHAKE if self._tls is not None else None,
+            )
         except OSError as error:
             await runner.cleanup()
             raise ConfigError(f"mirror: can't listen on {self.host}:{self.port}: {error.strerror or error}") from error
         except BaseException:
             await runner.cleanup()
             raise
-        self.port = runner.addresses[0][1]
-        self._runner, self._mirror = runner, application[MIRROR]
+        self.port = self._listener.sockets[0].getsockname()[1]
         return self
+
+    def _accept(self) -> asyncio.BaseProtocol:
+        assert self._runner is not None and self._runner.server is not None
+        if self.connections >= self._settings.max_connections:
+            self.counts.refused_connections += 1
+            return Refused()
+        return Guard(self._runner.server(), self.counts, self._guards, self._settings.head)
+
+    def _asked(self, request: web.Request) -> None:
+        guard = self._guards.get(request.protocol)
+        if guard is not None:
+            guard.asked()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -85,8 +118,8 @@ class MirrorServer:
             return
         self._runner = self._mirror = None
         try:
-            for site in list(runner.sites):
-                await site.stop()
+            if self._listener is not None:
+                self._listener.close()
             mirror.stopping = True
             if runner.server is not None:
                 runner.server.pre_shutdown()
@@ -94,6 +127,8 @@ class MirrorServer:
                 mirror.deadlines.end()
                 await _within(self._settings.stop * (1 - _WAITING_SHARE), mirror)
         finally:
+            for guard in list(self._guards.values()):
+                guard.done()
             await runner.cleanup()
 
 

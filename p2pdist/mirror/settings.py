@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
+
+from p2pdist.mirror.access import Access
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +23,9 @@ class MirrorSettings:
         client_stall: a client that takes nothing for so long is dropped. Long: a daemon unpacks while it pulls.
         refuse: after a body that had to be cut, how long requests for its blob are answered 404.
         stop: how long a stopping server finishes what it is serving.
+        head: what a new connection has for the head of its first request, its TLS handshake before it apart.
+        max_connections: at once; more are closed as they come.
+        access: who may ask at all.
     """
 
     serve: Literal["auto", "proved"] = "auto"
@@ -31,3 +36,6 @@ class MirrorSettings:
     client_stall: float = 300.0
     refuse: float = 30.0
     stop: float = 10.0
+    head: float = 30.0
+    max_connections: int = 1024
+    access: Access = field(default_factory=Access)

@@ -55,7 +55,7 @@ async def test_a_tag_that_moved_is_seen_after_the_refresh_interval_and_asked_for
         nodes = [await fleet.start() for _ in range(3)]
         answers = await asyncio.gather(*(fleet.get(node, "manifests", "1") for node in nodes))
         assert {raw for _, raw in answers} == {image.raw}
-        assert len(registry.requests(r"/manifests/1$")) == 1
+        assert len(registry.requests(r"/manifests/1$", "GET")) == 1
 
 
 async def test_one_agent_alone_streams_and_others_join_in_the_middle(tmp_path: Path) -> None:
