@@ -23,8 +23,8 @@ from p2pdist.admin import AdminServer, MetricsServer
 from p2pdist.config import AgentConfig
 from p2pdist.engines import make_engine
 from p2pdist.enrol import Enrolment
-from p2pdist.errors import OperationError, StorageError, TrackerError
-from p2pdist.mirror import MirrorServer, MirrorSettings
+from p2pdist.errors import ConfigError, OperationError, StorageError, TrackerError
+from p2pdist.mirror import Access, MirrorServer, MirrorSettings, mirror_tls, read_passwords
 from p2pdist.oci import Reference
 from p2pdist.orders import Orders
 from p2pdist.protocol import messages as wire
@@ -178,9 +178,16 @@ class Agent:
             decide_deadline=mirror.decide_deadline_seconds,
             header_deadline=mirror.header_deadline_seconds,
             stop=self._config.node.shutdown_seconds,
+            max_connections=mirror.max_connections,
+            access=mirror_access(self._config),
         )
+        tls = None
+        if mirror.tls_certificate is not None and mirror.tls_key is not None:
+            tls = mirror_tls(mirror.tls_certificate, mirror.tls_key, mirror.client_ca)
+        elif self._config.mirror_is_remote:
+            _log.warning("the mirror listens beyond loopback without encryption (mirror.tls_certificate)")
         return MirrorServer(
-            self._orders.source, settings, host=mirror.host, port=mirror.port, on_served=self._served.add
+            self._orders.source, settings, host=mirror.host, port=mirror.port, on_served=self._served.add, tls=tls
         )
 
     async def _import(self, directory: Path, name: str | None) -> list[tuple[str, str]]:
@@ -209,6 +216,10 @@ class Agent:
             "mirror": {
                 "host": self._config.mirror.host,
                 "port": self._mirror.port,
+                "remote": self._config.mirror_is_remote,
+                "tls": self._config.mirror.tls_certificate is not None,
+                "connections": self._mirror.connections,
+                "limits": asdict(self._mirror.counts),
                 "answers": self._served.by_kind(),
                 "bytes": self._served.bytes,
             },
@@ -291,6 +302,19 @@ def make_upstreams(config: AgentConfig) -> Upstreams:
     return Upstreams(settings, credentials, allow_any=config.upstream.allow_any)
 
 
+def mirror_access(config: AgentConfig) -> Access:
+    """Who may ask the mirror; ConfigError if the password file can't be used."""
+    mirror = config.mirror
+    passwords: frozenset[bytes] = frozenset()
+    if mirror.password_file is not None:
+        try:
+            passwords = read_passwords(mirror.password_file.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"mirror.password_file: {mirror.password_file} can't be read: {error}") from error
+    names = {name.lower() for name in (*mirror.names, mirror.host)}
+    return Access(frozenset(names), config.mirror_is_remote, passwords)
+
+
 def pull_settings(config: AgentConfig) -> PullSettings:
     """What the configuration says about pulling."""
     upstream = config.upstream
@@ -357,6 +381,10 @@ class _Metrics:
                 yield CounterMetricFamily(f"p2pdist_{name}", name.replace("_", " "), value=value)
         for name, value in status["trust"].get("counts", {}).items():
             yield CounterMetricFamily(f"p2pdist_trust_{name}", name.replace("_", " "), value=value)
+        for name, value in status["mirror"]["limits"].items():
+            yield CounterMetricFamily(f"p2pdist_mirror_{name}", name.replace("_", " "), value=value)
+        connections = status["mirror"]["connections"]
+        yield GaugeMetricFamily("p2pdist_mirror_connections", "Connections of daemons", value=connections)
         for name, value in status["rights"].items():
             yield CounterMetricFamily(f"p2pdist_rights_{name}", f"Who may read: {name}", value=value)
         yield GaugeMetricFamily("p2pdist_links", "Peers with an open link", value=status["peer"]["links"])
