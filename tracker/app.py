@@ -17,11 +17,13 @@ from aiohttp import web
 
 from p2pdist import __version__
 from p2pdist.errors import ConfigError, OperationError, StorageError
+from p2pdist.pki import Role
 from p2pdist.scope import Scope
 from tracker.announce import AnnounceServer
 from tracker.book import BanBook
 from tracker.cluster import Cluster
 from tracker.config import TrackerSettings
+from tracker.desk import Desk, DeskPages
 from tracker.enrol import MAX_BODY, Enrolment, open_authority
 from tracker.enrol_kubernetes import ServiceAccounts
 from tracker.keys import cluster_key
@@ -32,6 +34,7 @@ from tracker.sessions import Members
 from tracker.state import State, open_configured
 from tracker.tokens import Facts
 from tracker.visits import Visits
+from tracker.webhooks import Webhooks
 
 __all__ = ["RunningTracker", "TrackerSettings", "serve"]
 
@@ -66,11 +69,13 @@ class RunningTracker:
             self._facts = Facts(self.state)
             self.book = BanBook(self._facts)
             self.visits = Visits(settings, self._members, self._now, self._banned_until)
-            self.leading = Leading(settings, self.cluster_key, self._epoch, self.book)
+            self.leading = Leading(settings, self.cluster_key, self._epoch, self.book, self.state)
             stack.callback(self.leading.stop)
             self.visits.attach(self.leading.voice(self.visits))
             await self._look()
             self._enrolment = None if settings.insecure else await self._open_enrolment(stack)
+            self._desk = Desk(self.state, settings.preheat, self._now, self.leading.orders.wake)
+            self.hooks = Webhooks(settings.hooks, self._desk)
             tls = self._enrolment.credentials.server if self._enrolment is not None else None
             runner = web.AppRunner(self._application(), handle_signals=False, access_log=None, shutdown_timeout=2.0)
             await runner.setup()
@@ -85,12 +90,14 @@ class RunningTracker:
             self.scraped = await stack.enter_async_context(
                 MetricsServer(settings.host, settings.metrics_port, self._render_metrics)
             )
+            await stack.enter_async_context(self.hooks)
             self.announce = await stack.enter_async_context(AnnounceServer(settings.announce, self._now))
             stack.push_async_callback(self._look)  # the last bans
             self._scope = Scope()
             await self._scope.start()
             stack.push_async_callback(self._scope.stop)
             self._scope.spawn(self._watch())
+            self._scope.spawn(self.leading.orders.run())
             self._stack = stack.pop_all()
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         self.url = f"{'http' if settings.insecure else 'https'}://{host}:{self.port}"
@@ -142,6 +149,8 @@ class RunningTracker:
         if self._enrolment is not None:
             app.middlewares.append(self._enrolment.members_only)
             self._enrolment.routes(app)
+        DeskPages(self._desk, self._operator).routes(app)
+        self.hooks.routes(app)
         app.router.add_get("/v1/session", self._session)
         app.router.add_get("/v1/status", self._status)
         app.router.add_get("/healthz", self._health)
@@ -174,6 +183,17 @@ class RunningTracker:
         if node is None:
             raise web.HTTPUnauthorized(text="a node's certificate is needed\n")
         return node
+
+    def _operator(self, request: web.Request) -> str:
+        """Who gives an order, by the certificate; everybody may where there are none."""
+        if self._enrolment is None:
+            return "anybody"
+        identity = self._enrolment.member(request)
+        if identity is None or identity.role is not Role.ADMIN:
+            raise web.HTTPForbidden(
+                text="an operator's certificate is needed: `p2pdist-tracker admin create` makes one\n"
+            )
+        return f"admin {identity.key.hex()[:16]}"
 
     async def _session(self, request: web.Request) -> web.WebSocketResponse:
         return await self.visits.receive(request, self._member(request))

@@ -21,8 +21,10 @@ import msgspec
 from p2pdist.errors import ConfigError
 from tracker.announce import AnnounceRules
 from tracker.enrol_kubernetes import KubernetesSettings
+from tracker.jobs import PreheatRules
 from tracker.rules import BanRules, ContentRules, SwarmRules, option
 from tracker.state import StateSettings
+from tracker.webhooks import HookRules
 
 ENVIRONMENT = "P2PDIST_TRACKER_"
 LOG_LEVELS = ("debug", "info", "warning", "error")
@@ -84,6 +86,8 @@ class TrackerSettings:
     announce: AnnounceRules = field(
         default_factory=AnnounceRules, metadata={"doc": "a BitTorrent tracker for exported images"}
     )
+    preheat: PreheatRules = field(default_factory=PreheatRules, metadata={"doc": "images pulled ahead"})
+    hooks: HookRules = field(default_factory=HookRules, metadata={"doc": "registries that report pushes"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,4 +218,6 @@ def _build(values: Mapping[str, Any]) -> TrackerSettings:
         bans=BanRules(**tables.get("bans", {})),
         kubernetes=KubernetesSettings(**tables.get("kubernetes", {})),
         announce=AnnounceRules(**tables.get("announce", {})),
+        preheat=PreheatRules(**tables.get("preheat", {})),
+        hooks=HookRules(**tables.get("hooks", {})),
     )

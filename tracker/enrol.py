@@ -22,11 +22,12 @@ from p2pdist.errors import ConfigError, InputError, StorageError
 from p2pdist.pki import Authority, Identity, JoinToken, Role, TlsCredentials, peer_certificate, requested_key
 from tracker.enrol_kubernetes import ReviewUnavailable, ServiceAccounts, TokenRefused
 from tracker.tokens import Facts
+from tracker.webhooks import PATHS as HOOKS
 
 log = structlog.get_logger()
 
 MAX_BODY = 32 * 1024  # bytes of a request
-_OPEN = {"/healthz", "/v1/authority", "/v1/enrol"}  # need no certificate
+_OPEN = {"/healthz", "/v1/authority", "/v1/enrol", *HOOKS}  # need no certificate
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 

@@ -12,7 +12,9 @@ from p2pdist.protocol.messages import FromAgent
 from tracker.book import BanBook
 from tracker.cluster import Cluster
 from tracker.config import TrackerSettings
+from tracker.orders import OrderDriver
 from tracker.replicas.guests import Guest, Source
+from tracker.state import State
 from tracker.timers import Outbox
 from tracker.tokens import Ban
 
@@ -20,12 +22,14 @@ log = structlog.get_logger()
 
 
 class Leading:
-    """Decisions about all agents, as long as this replica leads. Ends with `stop`.
+    """Decisions about all agents, as long as this replica leads; `orders.run` has to run so long. Ends with `stop`.
 
     `epoch`: Unix time when the event loop's clock was 0.
     """
 
-    def __init__(self, settings: TrackerSettings, cluster_key: bytes, epoch: float, book: BanBook) -> None:
+    def __init__(
+        self, settings: TrackerSettings, cluster_key: bytes, epoch: float, book: BanBook, state: State
+    ) -> None:
         self._settings = settings
         self._epoch = epoch
         self._loop = asyncio.get_running_loop()
@@ -35,8 +39,9 @@ class Leading:
         self._via: dict[bytes, Source] = {}
         self.guests: dict[bytes, Guest] = {}
         self.cluster = Cluster(
-            settings.swarm, settings.content, settings.bans, random.Random(), self.now(), cluster_key
+            settings.swarm, settings.content, settings.bans, random.Random(), self.now(), cluster_key, settings.preheat
         )
+        self.orders = OrderDriver(state, self.cluster, settings.preheat, self.now, self.dispatch)
         self.judge()
 
     def now(self) -> float:
@@ -70,7 +75,7 @@ class Leading:
             source.tell(node, messages.Rejected(reason))
             return
         self._via[node], self.guests[node] = source, guest
-        self.dispatch(self.cluster.connected(now, guest.peer, guest.address))
+        self.dispatch(self.cluster.connected(now, guest.peer, guest.address, guest.name, guest.labels))
 
     def _objection(self, now: float, node: bytes) -> str | None:
         until = self.cluster.banned(now, node)

@@ -1,6 +1,7 @@
-"""Between the preheats of a cluster and what is written down of them: one of these runs where the cluster's leader is.
+"""Between the cluster and what operators have ordered, as it is written down: preheats and the deny list.
 
-Tables of the State: `jobs` (a `Job` by its id), `job_progress` (a `Progress` by the same id).
+One of these runs where the cluster is. Tables of the State: `jobs` (a `Job` by its id), `job_progress` (a `Progress`
+by the same id), `deny`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ import msgspec
 import structlog
 
 from p2pdist.errors import StorageError
-from tracker.jobs import Job, Jobs, PreheatRules, Progress, Summary, outdated
+from tracker.cluster import Cluster
+from tracker.deny import listed
+from tracker.jobs import Job, PreheatRules, Progress, Summary, outdated
 from tracker.state import State
 from tracker.timers import Outbox
 
@@ -23,19 +26,19 @@ log = structlog.get_logger()
 T = TypeVar("T")
 
 
-class JobDriver:
+class OrderDriver:
     """`run` it as long as this tracker leads; `wake` it when an order was taken here."""
 
     def __init__(
         self,
         state: State,
-        jobs: Jobs,
+        cluster: Cluster,
         rules: PreheatRules,
         now: Callable[[], float],
         dispatch: Callable[[Outbox], None],
     ) -> None:
         self._state = state
-        self._jobs = jobs
+        self._cluster = cluster
         self._rules = rules
         self._now = now
         self._dispatch = dispatch
@@ -47,14 +50,14 @@ class JobDriver:
         self._wake.set()
 
     async def run(self) -> None:
-        """Drive the jobs until cancelled. A State that can't be reached is asked again."""
+        """Carry orders out until cancelled. A State that can't be reached is asked again."""
         while True:
             self._wake.clear()
             try:
                 await self.step()
             except StorageError as error:
                 self._version = None
-                log.warning("preheats go on without being written down", error=str(error))
+                log.warning("orders are carried out as far as they are known", error=str(error))
             try:
                 async with asyncio.timeout(LOOK):
                     await self._wake.wait()
@@ -65,21 +68,22 @@ class JobDriver:
         """Once: take over what is new, do what is due, write down what has changed. StorageError."""
         version = await self._state.version()
         if version != self._version:
+            self._dispatch(self._cluster.deny({text: one.why for text, one in (await listed(self._state)).items()}))
             jobs = read(await self._state.all(JOBS), Job)
             records = await self._state.all(PROGRESS)
             over = {number: one.finished for number, one in read(records, Summary).items() if one.state != "running"}
             first = self._version is None  # later on, what runs is known here best
             known = read({key: records[key] for key in records.keys() - over.keys()}, Progress) if first else {}
-            self._dispatch(self._jobs.define(self._now(), jobs, known, over.keys()))
+            self._dispatch(self._cluster.jobs.define(self._now(), jobs, known, over.keys()))
             for number in {*outdated(self._rules, self._now(), over), *(records.keys() - jobs.keys())}:
                 await self._state.remove(JOBS, number)
                 await self._state.remove(PROGRESS, number)
             self._version = version
-        self._dispatch(self._jobs.tick(self._now()))
+        self._dispatch(self._cluster.jobs.tick(self._now()))
         await self._write()
 
     async def _write(self) -> None:
-        due = self._jobs.changed(self._now())
+        due = self._cluster.jobs.changed(self._now())
         left = dict(due)
         try:
             for number, progress in due.items():
@@ -87,7 +91,7 @@ class JobDriver:
                     await self._state.put(PROGRESS, number, msgspec.msgpack.encode(progress))
                 del left[number]
         finally:
-            self._jobs.rewrite(left)
+            self._cluster.jobs.rewrite(left)
 
 
 def read(records: dict[str, bytes], kind: type[T]) -> dict[str, T]:
