@@ -21,7 +21,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from p2pdist import __version__
 from p2pdist.admin import AdminServer, MetricsServer
 from p2pdist.config import AgentConfig
-from p2pdist.engines import make_engine
+from p2pdist.engines import carriers, engine_status, make_engine, said_labels
 from p2pdist.enrol import Enrolment
 from p2pdist.errors import ConfigError, OperationError, StorageError, TrackerError
 from p2pdist.mirror import Access, MirrorServer, MirrorSettings, mirror_tls, read_passwords
@@ -160,7 +160,7 @@ class Agent:
             self._config.node.name,
             self._config.peer.advertise_host or "",
             self._engine.port,
-            self._config.node.label_map,
+            said_labels(self._config, self._engine),
             on_message=self._tracker_said,
             on_state=self._swarms.tracker_state,
             busy=lambda: bool(self._swarms.transfers),
@@ -224,6 +224,7 @@ class Agent:
                 "bytes": self._served.bytes,
             },
             "peer": {"port": self._engine.port, "engine": self._engine.name, "links": len(self._engine.links())},
+            "engines": engine_status(self._config, self._engine, self._enrolment),
             "tracker": {
                 "urls": list(self._config.tracker.urls),
                 "connected": self._session.connected,
@@ -251,6 +252,9 @@ class Agent:
                     "chunks": transfer.exchange.count if transfer.exchange is not None else 0,
                     "proved": transfer.exchange.have.bit_count() if transfer.exchange is not None else 0,
                     "from_upstream": transfer.from_upstream,
+                    "from_peers": carriers(self._config, self._engine, transfer.exchange.sources)
+                    if transfer.exchange is not None
+                    else [],
                     "clients": transfer.clients,
                 }
                 for transfer in self._swarms.transfers

@@ -32,9 +32,9 @@ def came(swarm: Swarm, node: Node, out: Outbox) -> None:
     """A live node takes part or has the blob."""
     if node.gateway and node.site not in swarm.gateways:
         swarm.gateways[node.site] = node
-        peers = [info for _, info in across(swarm, node)]
-        if peers:
-            out.append((node.id, messages.Neighbours(peers)))
+        for peer, info in across(swarm, node):  # both are told: one of them may not be able to reach the other
+            out.append((node.id, messages.Neighbours([info])))
+            out.append((peer.id, messages.Neighbours([at_gateway(node)])))
 
 
 def left(state: State, swarm: Swarm, node: Node, out: Outbox) -> None:
@@ -75,8 +75,13 @@ def meet(swarm: Swarm, node: Node, peer: Node) -> PeerInfo | None:
     if node.site == peer.site or not (node.site in swarm.gateways and peer.site in swarm.gateways):
         return peer.peer
     if swarm.gateways[node.site] is node and swarm.gateways[peer.site] is peer:
-        return PeerInfo(peer.id, peer.peer.host, peer.gateway, peer.site)
+        return at_gateway(peer)
     return None
+
+
+def at_gateway(node: Node) -> PeerInfo:
+    """Where other sites reach it."""
+    return PeerInfo(node.id, node.peer.host, node.gateway, node.site)
 
 
 def across(swarm: Swarm, node: Node) -> Iterator[tuple[Node, PeerInfo]]:

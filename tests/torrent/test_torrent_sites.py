@@ -7,7 +7,7 @@ import random
 from pathlib import Path
 
 from engines.engine_networks import TorrentOnLoopback
-from support.swarmlab import Lab, until
+from support.swarmlab import Lab, Node, until
 from torrent.torrent_lab import run_case
 
 from p2pdist.mesh.engine import MeshEngine, MeshSettings
@@ -15,9 +15,9 @@ from p2pdist.mesh.network import TcpNetwork
 from p2pdist.protocol.messages import PeerInfo
 from p2pdist.swarm.attest import Attestor
 from p2pdist.swarm.engine import Engine
+from p2pdist.swarm.gateway import GatewayEngine
 from p2pdist.torrent.engine import TorrentEngine
 from p2pdist.torrent.settings import TorrentSettings, Wan
-from p2pdist.torrent.sites import GatewayEngine
 
 CHUNK = 64 * 1024
 DATA = random.Random(13).randbytes(60 * CHUNK + 9)
@@ -39,13 +39,12 @@ class Sites(TorrentOnLoopback):
             return mesh
         settings = TorrentSettings(self._directory / f"torrent-{name}", host=host, discover=False, wan=self.wan)
         outer = self.outer[name] = TorrentEngine(attestor, settings, rng)
-        return GatewayEngine(mesh, outer, lambda peer: self.across(name, peer))
+        return GatewayEngine(mesh, outer)
 
-    def across(self, name: str, peer: PeerInfo) -> PeerInfo | None:
-        other = next(other for other, host in self._addresses.items() if host == peer.host)
-        if other[0] == name[0]:
-            return None
-        return PeerInfo(peer.node, peer.host, self.outer[other].port)
+
+def _across(node: Node, site: str) -> PeerInfo:
+    """How another site's tracker names a gateway."""
+    return PeerInfo(node.attestor.node, node.host_name, _gateway(node.engine).outer.port, site)
 
 
 def _gateway(node: object) -> GatewayEngine:
@@ -61,7 +60,7 @@ def test_a_blob_crosses_between_sites_once_and_spreads_by_the_mesh(tmp_path: Pat
         for site in "ab":
             for number in (1, 2):
                 nodes[f"{site}{number}"].engine.link([nodes[f"{site}{other}"].info for other in range(number)])
-        nodes["a0"].engine.link([nodes["b0"].info])
+        nodes["a0"].engine.link([_across(nodes["b0"], "b")])
         await until(lambda: len(nodes["a0"].engine.links()) == 3)
         for index in range(COUNT):
             lab.give(nodes[names[index % 3]], DATA, index)  # only site a reads from upstream
@@ -73,6 +72,10 @@ def test_a_blob_crosses_between_sites_once_and_spreads_by_the_mesh(tmp_path: Pat
         crossed = sum(_gateway(nodes[name].engine).outer.stats.bytes_in for name in ("a0", "b0"))
         assert crossed <= 1.1 * len(DATA)
         assert nodes["b0"].engine.name == "mesh+bittorrent"
+        assert _gateway(nodes["a0"].engine).site_of(nodes["b0"].attestor.node) == "b"
+        assert _gateway(nodes["b0"].engine).site_of(nodes["a0"].attestor.node) == "another site"  # was dialled
+        assert _gateway(nodes["a0"].engine).site_of(nodes["a1"].attestor.node) is None
+        assert {peer.site for peer in nodes["a0"].engine.links()} == {"", "b"}
         assert not any(node.host.lied or node.host.dead for node in nodes.values())
 
     run_case(tmp_path, case, network=Sites)
@@ -90,7 +93,7 @@ def test_the_link_between_sites_is_limited_by_the_wan_class(tmp_path: Path) -> N
         one, other = await lab.node("a0"), await lab.node("b0")
         await lab.seed(one, data, CHUNK)
         exchange = await lab.fetch(other, data, CHUNK)
-        other.engine.link([one.info])
+        other.engine.link([_across(one, "a")])
         loop_time = _now()
         await until(lambda: exchange.whole)
         assert _now() - loop_time > 0.8 * len(data) / 1_000_000

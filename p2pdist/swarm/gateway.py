@@ -7,24 +7,25 @@ the inner engine's business: it knows the site.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections import OrderedDict
+from collections.abc import Iterable
 
 from p2pdist.protocol.messages import PeerInfo
 from p2pdist.swarm.engine import Engine, EngineStats, Host
 from p2pdist.swarm.exchange import Exchange
 
+_SITES = 1024  # gateways whose site is remembered
+_ANOTHER = "another site"
+
 
 class GatewayEngine:
-    """See the module, and `swarm.engine.Engine`.
+    """See the module, and `swarm.engine.Engine`. Peers with a site are reached by the outer engine."""
 
-    `across`: where a peer of another site is reached by the outer engine; None: it is of this site.
-    """
-
-    def __init__(self, inner: Engine, outer: Engine, across: Callable[[PeerInfo], PeerInfo | None]) -> None:
+    def __init__(self, inner: Engine, outer: Engine) -> None:
         self.inner = inner
         self.outer = outer
         self.name = f"{inner.name}+{outer.name}"
-        self._across = across
+        self._sites: OrderedDict[bytes, str] = OrderedDict()  # of gateways that this node was told about
 
     @property
     def stats(self) -> EngineStats:
@@ -49,7 +50,7 @@ class GatewayEngine:
         """Listen; ready when it returns."""
         await self.inner.start(host)
         try:
-            await self.outer.start(_Outside(host))
+            await self.outer.start(_Outside(host, self.outer))
         except BaseException:
             await self.inner.stop()
             raise
@@ -76,17 +77,29 @@ class GatewayEngine:
         inside: list[PeerInfo] = []
         outside: list[PeerInfo] = []
         for peer in peers:
-            address = self._across(peer)
-            if address is None:
-                inside.append(peer)
+            if peer.site:
+                self._sites[peer.node] = peer.site
+                outside.append(peer)
             else:
-                outside.append(address)
+                inside.append(peer)
+        while len(self._sites) > _SITES:
+            self._sites.popitem(last=False)
         self.inner.link(inside)
         self.outer.link(outside)
 
+    def site_of(self, node: bytes) -> str | None:
+        """The other site that a gateway is in ("another site" where it said nothing); None: it is in this one."""
+        if node in self._sites:
+            return self._sites[node]
+        return _ANOTHER if any(peer.node == node for peer in self.outer.links()) else None
+
     def links(self) -> list[PeerInfo]:
         """The neighbours there are."""
-        return [*self.inner.links(), *self.outer.links()]
+        outside = [
+            PeerInfo(peer.node, peer.host, peer.port, self._sites.get(peer.node, _ANOTHER))
+            for peer in self.outer.links()
+        ]
+        return [*self.inner.links(), *outside]
 
     def ban(self, peer: bytes, seconds: float) -> None:
         """Drop its links and refuse new ones for a while."""
@@ -115,8 +128,9 @@ class GatewayEngine:
 class _Outside:
     """The host, as the outer engine sees it."""
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: Host, engine: Engine) -> None:
         self._host = host
+        self._engine = engine
 
     def wanted_by_peer(self, digest: str, size: int, chunk_size: int) -> None:
         self._host.wanted_by_peer(digest, size, chunk_size)
@@ -131,7 +145,9 @@ class _Outside:
         """The inner engine looks after that."""
 
     def neighbours_wanted(self, count: int) -> None:
-        """A gateway has few by design."""
+        """A gateway has few by design; without any, it may have missed who is the gateway of the other site now."""
+        if not self._engine.links():
+            self._host.neighbours_wanted(1)
 
     def read_alone(self, exchange: Exchange, index: int) -> None:
         """The inner engine looks after that."""
