@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -161,6 +162,7 @@ class Exchange:
             kind = PeerError if self._attestor.believes(attestation.signer, self._clock()) else SignerRefused
             raise kind(f"chunk {index} of {self.name}: the attestation is refused: {fault}", peer=peer.hex())
         if self._accept(receiver, got, pack(attestation)):
+            self.sources[peer] += self.length(index)
             return True
         if self.sha256(index) != got:
             self.dispute(index, attestation)
