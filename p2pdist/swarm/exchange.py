@@ -48,6 +48,7 @@ class Exchange:
         self.chunk_size = chunk_size
         self.count = chunk_count(size, chunk_size)
         self.full = (1 << self.count) - 1
+        self.sources: Counter[bytes] = Counter()  # bytes that were proved, by the peer that sent them
         self.failure: Exception | None = None
         self.doubted: DigestMismatch | None = None  # every chunk was proved, and the whole digest was wrong
         self.doubts = 0  # how often: what was read before may be tainted
@@ -220,6 +221,10 @@ class Exchange:
     def doubt(self, error: DigestMismatch) -> None:
         """The whole digest is wrong: whoever streamed from here must stop."""
         self.doubted = error
+        self.taint()
+
+    def taint(self) -> None:
+        """Chunks that were proved are given up: whoever streamed from here may have got false ones, and must stop."""
         self.doubts += 1
         self.pulse()
 
