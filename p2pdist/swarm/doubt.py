@@ -173,6 +173,28 @@ class Doubt:
                     exchange.dispute(index, witness)
         return differs
 
+    def banned(self, node: bytes, transfers: list[Transfer]) -> None:
+        """The cluster shuts `node` out: what it attested of blobs that are on their way is taken from others instead.
+
+        Else its lies would be found only at the end, by reading again.
+        """
+        for transfer in transfers:
+            exchange = transfer.exchange
+            if exchange is None or transfer.finishing or transfer.alone or exchange.stored:
+                continue
+            indexes = attested_by(exchange, node)
+            if indexes:
+                _log.warning(
+                    "chunks are taken anew: who attested them is banned", digest=exchange.name, count=len(indexes)
+                )
+                self._engine.remove(exchange)
+                self._tracker.send(wire.Leave(exchange.name))
+                for index in indexes:
+                    exchange.forget(index)
+                exchange.taint()
+                self._engine.add(exchange)
+                self._join(transfer)
+
     def judge(self, exchange: Exchange) -> None:
         """The whole digest is proved: whoever attested something else of it lied, by its own signature."""
         liars = {
@@ -187,6 +209,12 @@ class Doubt:
             self._evidence.charge(exchange, index, statement, other)
             self._attestor.ban(node, self._clock() + BAN)
             self._engine.ban(node, BAN)
+
+
+def attested_by(exchange: Exchange, node: bytes) -> list[int]:
+    """The proved chunks of a blob on its way that `node` vouches for."""
+    witnesses = ((index, exchange.witness(index)) for index in range(exchange.count))
+    return [index for index, witness in witnesses if witness is not None and witness.signer.node == node]
 
 
 def suspects(exchange: Exchange, own: bytes) -> list[list[int]]:

@@ -252,6 +252,8 @@ class SwarmService:
                 self._evidence.banned(message.node)
                 self._attestor.ban(message.node, message.until)
                 self._engine.ban(message.node, max(0.0, message.until - self._clock()))
+                if message.until > self._clock():
+                    self._doubt.banned(message.node, self._transfers.all)
             case wire.Pong():
                 self.nodes = message.nodes
 

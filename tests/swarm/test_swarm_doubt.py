@@ -287,3 +287,25 @@ def test_a_node_never_signs_what_it_did_not_read_itself_before_the_whole_is_prov
         assert own is not None and unpack(own).signer.node == script.attestor.node
 
     play(tmp_path, case)
+
+
+def test_what_a_banned_node_attested_of_a_blob_on_its_way_is_taken_from_others(tmp_path: Path) -> None:
+    async def case(script: Script) -> None:
+        honest, liar = script.member(), script.member()
+        transfer = script.want(DATA)
+        exchange = await script.joined(transfer)
+        script.bring(exchange, LIES, liar, 2, 4)
+        script.bring(exchange, DATA, honest, 0, 1)
+        doubts = exchange.doubts
+        script.swarms.tracker_message(wire.Banned(liar.node, int(NOW)))  # a ban that was lifted changes nothing
+        assert exchange.have == 0b10111
+        script.swarms.tracker_message(wire.Banned(liar.node, int(NOW + 3600)))
+        assert exchange.have == 0b00011
+        assert exchange.doubts == doubts + 1  # streams that passed them must stop
+        assert script.engine.exchanges == [exchange]
+        assert script.tracker.got(wire.Join)[-1].wants[0].have == bytes([0b11])
+        script.bring(exchange, DATA, honest, *range(2, COUNT))
+        await transfer.done
+        assert script.registry.reads == [] and script.tracker.got(wire.Doubts) == []
+
+    play(tmp_path, case)
