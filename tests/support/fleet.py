@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -46,8 +47,15 @@ class Fleet:
     """An asynchronous context manager: a registry, a tracker, and agents started with `start`."""
 
     def __init__(
-        self, directory: Path, registry: FakeRegistry, *, tracked: bool = True, insecure: bool = False
+        self,
+        directory: Path,
+        registry: FakeRegistry,
+        *,
+        tracked: bool = True,
+        insecure: bool = False,
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
+        self.settings = settings or {}  # of the tracker, besides the usual ones
         self.insecure = insecure
         self.token: str | None = None
         self.directory = directory
@@ -63,9 +71,7 @@ class Fleet:
             aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), auto_decompress=False)
         )
         if self._tracked:
-            data = str(self.directory / "tracker")
-            self.tracker = RunningTracker(TrackerSettings(port=0, data_directory=data, insecure=self.insecure))
-            await self.tracker.__aenter__()
+            await self.start_tracker()
             if not self.insecure:
                 self.token = await self.tracker.new_token(3600)
         return self
@@ -75,6 +81,13 @@ class Fleet:
             await self.stop(node)
         await self.stop_tracker()
         await self._stack.aclose()
+
+    async def start_tracker(self, port: int = 0) -> RunningTracker:
+        """The tracker, or the one that comes after it with what it kept."""
+        given = {"data_directory": str(self.directory / "tracker"), "insecure": self.insecure, **self.settings}
+        self.tracker = RunningTracker(TrackerSettings(port=port, **given))
+        await self.tracker.__aenter__()
+        return self.tracker
 
     async def stop_tracker(self) -> None:
         tracker, self.tracker = self.tracker, None
