@@ -29,11 +29,13 @@ from p2pdist.protocol.messages import (
     PeerInfo,
 )
 from tracker.config import TrackerSettings
+from tracker.patience import Patience
 from tracker.replicas.guests import Guest
 
 log = structlog.get_logger()
 
 MAX_ASKS = 1024  # unanswered questions of one agent that are remembered
+ANSWERS = (Content, Fetch, Absent)
 FRAME_MESSAGES = 64  # in one frame: 64 answers of 64 KiB stay below the frame's limit
 
 
@@ -106,7 +108,7 @@ class Session:
 
     def push(self, message: FromTracker) -> None:
         """Send it with the next frame."""
-        if isinstance(message, Content | Fetch | Absent):
+        if isinstance(message, ANSWERS):
             self.asks.pop(message.id, None)
         self._queue.append(message)
         self._wake.set()
@@ -122,8 +124,8 @@ class Session:
         self._queue.clear()
         self._wake.set()
 
-    async def send_all(self, settings: TrackerSettings, traffic: Traffic) -> str:
-        """Send frames until the session is ended, a Rejected is sent or the agent is too slow; returns why."""
+    async def send_all(self, patience: Patience, traffic: Traffic) -> str:
+        """Send frames until the session is ended or a Rejected is sent; returns why."""
         while True:
             await self._wake.wait()
             self._wake.clear()
@@ -133,12 +135,9 @@ class Session:
             for start in range(0, len(batch), FRAME_MESSAGES):
                 part = batch[start : start + FRAME_MESSAGES]
                 frame = messages.encode(part)
-                try:
-                    async with asyncio.timeout(settings.send_timeout):
-                        await self._socket.send_bytes(frame)
-                except TimeoutError:
-                    traffic.slow += 1
-                    return "it doesn't read what it is sent"
+                patience.sending()
+                await self._socket.send_bytes(frame)
+                patience.sent()
                 traffic.frames_out += 1
                 traffic.bytes_out += len(frame)
                 traffic.messages_out += len(part)

@@ -16,6 +16,7 @@ from p2pdist.errors import ProtocolError
 from p2pdist.protocol import limits, messages
 from p2pdist.protocol.messages import FromAgent, FromTracker
 from tracker.config import TrackerSettings
+from tracker.patience import Patience
 from tracker.replicas.guests import Voice
 from tracker.sessions import Door, Members, Session
 
@@ -127,33 +128,46 @@ class Visits:
             self.voice.came(session.guest)
         log.info("agent joined", node=node.hex()[:16], name=session.name, address=session.address)
         reason = "it went away"
+
+        def over(silent: bool) -> None:
+            nonlocal reason
+            reason = self._lost_patience(silent)
+            sender.cancel()
+
+        settings, loop = self._settings, asyncio.get_running_loop()
+        patience = Patience(loop, settings.session_timeout, settings.send_timeout, over)
         try:
             async with asyncio.TaskGroup() as tasks:
-                sender = tasks.create_task(session.send_all(self._settings, self.door.traffic))
-                reader = tasks.create_task(self._read(socket, session, first))
+                sender = tasks.create_task(session.send_all(patience, self.door.traffic))
+                reader = tasks.create_task(self._read(socket, session, first, patience))
                 done, _ = await asyncio.wait((sender, reader), return_when=asyncio.FIRST_COMPLETED)
-                reason = next((task.result() for task in done if task.exception() is None), reason)
+                ended = (task for task in done if not task.cancelled() and task.exception() is None)
+                reason = next((task.result() for task in ended), reason)
                 sender.cancel()
                 reader.cancel()
         except ExceptionGroup as group:
-            expected, other = group.split((ProtocolError, TimeoutError, ConnectionError))
+            expected, other = group.split((ProtocolError, ConnectionError))
             if other is not None or expected is None:
                 raise
-            reason = self._why(expected.exceptions[0])
+            reason = str(expected.exceptions[0]) or type(expected.exceptions[0]).__name__
         finally:
+            patience.stop()
             if self._sessions.get(node) is session:
                 del self._sessions[node]
                 if self.voice is not None:
                     self.voice.went(node)
             log.info("agent left", node=node.hex()[:16], name=session.name, reason=reason)
 
-    def _why(self, error: BaseException) -> str:
-        if isinstance(error, TimeoutError):
+    def _lost_patience(self, silent: bool) -> str:
+        if silent:
             self.door.traffic.silent += 1
             return f"it was silent for {self._settings.session_timeout} s"
-        return str(error) or type(error).__name__
+        self.door.traffic.slow += 1
+        return "it doesn't read what it is sent"
 
-    async def _read(self, socket: web.WebSocketResponse, session: Session, frame: list[FromAgent] | None) -> str:
+    async def _read(
+        self, socket: web.WebSocketResponse, session: Session, frame: list[FromAgent] | None, patience: Patience
+    ) -> str:
         node = session.peer.node
         while frame is not None:
             if self._sessions.get(node) is not session:  # another session of this node took over
@@ -165,6 +179,6 @@ class Visits:
                     self.door.welcome(session, self.nodes)
             if self.voice is not None:
                 self.voice.said(node, frame)
-            async with asyncio.timeout(self._settings.session_timeout):
-                frame = await self.door.receive(socket)
+            frame = await self.door.receive(socket)
+            patience.heard()
         return "it closed the session"
