@@ -92,6 +92,8 @@ def _settings(options: argparse.Namespace) -> Settings:
     down = options.down if options.down is not None else options.rate
     up = options.up if options.up is not None else options.rate
     sites = _sites(options)
+    if options.engine == "gateways" and sites is None:
+        raise ValueError("--engine gateways is about two sites: it needs --sites")
     nodes = options.nodes if sites is None else sites.first + sites.second
     settings = Settings(
         nodes=nodes,
@@ -194,7 +196,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--late", action="store_true", help="one more node afterwards, with the registry off")
     p.add_argument("--transport", choices=["agents", "plain", "proxy"], default="agents")
-    p.add_argument("--engine", choices=["mesh", "bittorrent"], default="mesh", help="how chunks move between agents")
+    p.add_argument(
+        "--engine",
+        choices=["mesh", "bittorrent", "gateways"],
+        default="mesh",
+        help="how chunks move between agents; gateways: the mesh in each site, BitTorrent over uTP between them",
+    )
     p.add_argument("--sites", metavar="N+M", help="two sites, joined by one link; registry and tracker in the first")
     p.add_argument("--link-rate", type=float, default=20.0, help="Mbit/s between the sites, each way")
     p.add_argument("--link-delay", type=float, default=40.0, help="ms between the sites, one way")

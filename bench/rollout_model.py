@@ -15,7 +15,7 @@ from rollout_sites import Sites, Trunk
 GIB = 1 << 30
 Transport = Literal["agents", "plain", "proxy"]
 Driver = Literal["puller", "containerd"]
-Engine = Literal["mesh", "bittorrent"]
+Engine = Literal["mesh", "bittorrent", "gateways"]
 
 
 @dataclass(frozen=True)
@@ -63,12 +63,20 @@ class Settings:
         """The node is in the second site."""
         return self.sites is not None and number > self.sites.first
 
+    def gateway(self, number: int) -> bool:
+        """The node may be a gateway: two of each site, so that one is left when the other dies."""
+        return self.sites is not None and (number - self.sites.first if self.behind(number) else number) <= 2
+
     def tables(self, number: int) -> dict[str, dict[str, object]]:
         """What node `number`'s configuration says besides addresses."""
-        tables: dict[str, dict[str, object]] = {"peer": {"engine": self.engine}}
+        tables: dict[str, dict[str, object]] = {
+            "peer": {"engine": self.engine if self.engine != "gateways" else "mesh"}
+        }
         if self.sites is not None:
             site = "two" if self.behind(number) else "one"
             tables["node"] = {"labels": [f"zone={site}", f"site={site}"]}
+            if self.engine == "gateways":
+                tables["site"] = {"gateway": self.gateway(number), "far_from_upstream": self.behind(number)}
         return tables
 
     @property

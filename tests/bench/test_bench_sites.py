@@ -54,7 +54,15 @@ def test_nodes_behind_the_link_are_measured_against_its_rate_and_have_labels_of_
     assert labels == ["zone=one", "zone=two"]
 
 
-@pytest.mark.parametrize("wrong", [["--sites", "6"], ["--sites", "0+3"], ["--other-flow"]])
+def test_gateways_are_two_of_each_site_and_the_second_site_is_far_from_upstream() -> None:
+    chosen = rollout._settings(rollout._parser().parse_args(["--sites", "3+4", "--engine", "gateways"]))
+    tables = {number: chosen.tables(number) for number in range(1, 8)}
+    assert [number for number, one in tables.items() if one["site"]["gateway"]] == [1, 2, 4, 5]
+    assert [number for number, one in tables.items() if one["site"]["far_from_upstream"]] == [4, 5, 6, 7]
+    assert {one["peer"]["engine"] for one in tables.values()} == {"mesh"}
+
+
+@pytest.mark.parametrize("wrong", [["--sites", "6"], ["--sites", "0+3"], ["--other-flow"], ["--engine", "gateways"]])
 def test_sites_that_cannot_be_are_refused(wrong: list[str]) -> None:
     with pytest.raises(ValueError, match="--sites"):
         rollout._settings(rollout._parser().parse_args(wrong))
