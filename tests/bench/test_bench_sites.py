@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -14,6 +17,13 @@ from lab.sites import SITE_TWO, Arrived, OtherFlow, SiteLink
 from rollout_sites import Sites, trunk
 
 LINE = 20e6 / 8  # bytes per second of the link
+
+
+def run(*arguments: str) -> dict[str, object]:
+    argv = [sys.executable, str(Path(rollout.__file__)), "--json", "--nice", "0", *arguments]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=110)
+    assert done.returncode == 0, done.stderr + done.stdout[-2000:]
+    return dict(json.loads(done.stdout))
 
 
 def flow_at(rate_alone: float, rate_beside: float, stop: float) -> Arrived:
@@ -93,3 +103,12 @@ def test_the_link_has_its_delay_and_its_rate_and_counts_what_crosses_it(tmp_path
         assert payload < sent < 1.3 * payload
         assert 0 < back < 0.3 * sent
         assert 0.1 * 5e6 * elapsed < payload < 1.05 * 5e6 * elapsed
+
+
+@pytest.mark.system
+def test_real_agents_in_two_sites_bring_an_image_over_the_link_about_once_also_when_its_gateway_dies() -> None:
+    row = run("--sites", "2+3", "--size", "4", "--engine", "gateways", "--kill", "3@90%")
+    assert row["verified"] is True and not row["errors"]
+    assert [node["seconds"] is None for node in row["runs"][0]["nodes"]] == [False, False, True, False, False]
+    assert row["link_copies"] <= 1.6  # at most what its gateway had got and not passed on crosses again
+    assert row["egress_log_ratio"] <= 1.3
