@@ -128,7 +128,9 @@ class Agent:
                 self._swarms.tracker_state(False)
             self._mirror = await stack.enter_async_context(self._make_mirror())
             metrics = self._make_metrics()
-            await stack.enter_async_context(AdminServer(config.admin_socket, self.status, metrics, self._import))
+            keeper = self._orders.retention
+            admin = AdminServer(config.admin_socket, self.status, metrics, self._import, keeper)
+            await stack.enter_async_context(admin)
             if config.admin.metrics_port is not None:
                 server = MetricsServer(config.admin.metrics_host, config.admin.metrics_port, metrics)
                 await stack.enter_async_context(server)

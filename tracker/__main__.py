@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import gc
 import logging
 import os
 import signal
@@ -20,12 +21,15 @@ from p2pdist.errors import P2pdistError
 from tracker.app import serve
 from tracker.commands import bans, token
 from tracker.config import TrackerSettings, example, load
+from tracker.operators import admin, deny
 
 cli = typer.Typer(
     add_completion=False, rich_markup_mode="markdown", context_settings={"help_option_names": ["-h", "--help"]}
 )
 cli.add_typer(token, name="token")
 cli.add_typer(bans, name="bans")
+cli.add_typer(deny, name="deny")
+cli.add_typer(admin, name="admin")
 
 
 @cli.callback(invoke_without_command=True)
@@ -81,6 +85,8 @@ async def _run(settings: TrackerSettings) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    gc.freeze()  # modules and classes stay: no collection looks at them again
+    gc.set_threshold(10_000, 20, 20)
     await serve(settings, stop)
 
 

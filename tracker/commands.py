@@ -48,7 +48,7 @@ def create(
         labels = dict(_label(text) for text in node_label or [])
         authority = open_authority(settings.data_directory, settings.authority_directory, time.time())
         fingerprint = authority.certificate.fingerprint(SHA256())
-        made = await Facts(opened).new_token(fingerprint, time.time(), _seconds(ttl), uses, labels)
+        made = await Facts(opened).new_token(fingerprint, time.time(), seconds_of(ttl), uses, labels)
         typer.echo(str(made))
 
     with_state(config, data, state, work)
@@ -62,7 +62,7 @@ def list_tokens(config: Config = None, data: Data = None, state: Url = None) -> 
         for one in await Facts(opened).tokens():
             uses = f"{one.used} of {one.uses or 'any number of'} uses"
             labels = " ".join(f"{key}={value}" for key, value in one.labels.items())
-            typer.echo(f"{one.number}  until {_date(one.expires)}  {uses}  {labels}".rstrip())
+            typer.echo(f"{one.number}  until {shown_date(one.expires)}  {uses}  {labels}".rstrip())
 
     with_state(config, data, state, work)
 
@@ -84,7 +84,7 @@ def list_bans(config: Config = None, data: Data = None, state: Url = None) -> No
 
     async def work(opened: State, settings: TrackerSettings) -> None:
         for ban in (await Facts(opened).bans()).values():
-            typer.echo(f"{ban.node.hex()}  until {_date(ban.until)}  {ban.reason}")
+            typer.echo(f"{ban.node.hex()}  until {shown_date(ban.until)}  {ban.reason}")
             if ban.evidence:
                 typer.echo(f"  {Proof.unpack(ban.evidence)}")
 
@@ -103,7 +103,7 @@ def add(
     """Shut a node out: its certificate is worth nothing any more, at every running node within seconds."""
 
     async def work(opened: State, settings: TrackerSettings) -> None:
-        until = FOREVER if ttl is None else time.time() + _seconds(ttl)
+        until = FOREVER if ttl is None else time.time() + seconds_of(ttl)
         await Facts(opened).ban(Ban(_node(node), until, reason))
 
     with_state(config, data, state, work)
@@ -154,7 +154,8 @@ def _label(text: str) -> tuple[str, str]:
     return key, value
 
 
-def _seconds(text: str) -> float:
+def seconds_of(text: str) -> float:
+    """Seconds in a time like 30m, 24h or 7d. ConfigError."""
     match = re.fullmatch(r"([1-9][0-9]{0,5})([smhd])", text)
     if match is None:
         raise ConfigError(f"--ttl: wanted a time like 30m, 24h or 7d, got {text!r}")
@@ -167,5 +168,6 @@ def _node(text: str) -> bytes:
     return bytes.fromhex(text)
 
 
-def _date(when: float) -> str:
+def shown_date(when: float) -> str:
+    """Unix seconds as people read them."""
     return "for ever" if when >= FOREVER else datetime.fromtimestamp(when, UTC).strftime("%Y-%m-%d %H:%M:%SZ")

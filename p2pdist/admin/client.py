@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import aiohttp
 import msgspec
@@ -12,6 +12,7 @@ import msgspec
 from p2pdist.errors import OperationError
 
 _MAX_ANSWER = 16 * 1024 * 1024
+T = TypeVar("T")
 
 
 class AdminError(OperationError):
@@ -41,11 +42,7 @@ class AdminClient:
 
     async def status(self) -> dict[str, Any]:
         """What `GET /status` says. Raises AdminError."""
-        raw = await self._get("/status")
-        try:
-            return msgspec.json.decode(raw, type=dict[str, Any])
-        except msgspec.DecodeError as error:
-            raise AdminError(f"{self._path}: what answers is no p2pdist agent: {error}") from error
+        return self._decoded(await self._get("/status"), dict[str, Any])
 
     async def metrics(self) -> str:
         """What `GET /metrics` says: Prometheus text. Raises AdminError."""
@@ -54,8 +51,19 @@ class AdminClient:
     async def import_image(self, directory: Path, name: str | None) -> list[tuple[str, str]]:
         """Have the agent take the images of an OCI layout; their names and digests. Raises AdminError."""
         raw = await self._get("/import", {"directory": str(directory), "name": name})
+        return self._decoded(raw, list[tuple[str, str]])
+
+    async def kept(self) -> list[dict[str, Any]]:
+        """What the agent never evicts. Raises AdminError."""
+        return self._decoded(await self._get("/keep"), list[dict[str, Any]])
+
+    async def keep(self, images: str, *, remove: bool = False) -> str:
+        """Have it never evict these images, or no longer; they as written out. Raises AdminError."""
+        return self._decoded(await self._get("/keep", {"images": images, "remove": remove}), str)
+
+    def _decoded(self, raw: bytes, kind: type[T]) -> T:
         try:
-            return msgspec.json.decode(raw, type=list[tuple[str, str]])
+            return msgspec.json.decode(raw, type=kind)
         except msgspec.DecodeError as error:
             raise AdminError(f"{self._path}: what answers is no p2pdist agent: {error}") from error
 

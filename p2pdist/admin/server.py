@@ -3,6 +3,8 @@
     GET /status   what the agent is doing, as JSON
     GET /metrics  the same for Prometheus
     POST /import  {"directory": an OCI layout, "name": what the image is called or null}: takes its images
+    GET /keep     what is never evicted
+    POST /keep    {"images": an image or pattern, "remove": false}: keeps it, or no longer
 
 There is no other access control: the socket's mode (0600) is it, and it holds from the moment the socket exists.
 """
@@ -15,7 +17,7 @@ import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import msgspec
 from aiohttp import web
@@ -23,6 +25,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
 from p2pdist.errors import InputError, P2pdistError, StorageError
+from p2pdist.oci import ImagePattern
 
 Importer = Callable[[Path, "str | None"], Awaitable[Sequence[tuple[str, str]]]]
 
@@ -30,6 +33,24 @@ Importer = Callable[[Path, "str | None"], Awaitable[Sequence[tuple[str, str]]]]
 class _Import(msgspec.Struct):
     directory: str
     name: str | None = None
+
+
+class _Keep(msgspec.Struct):
+    images: str
+    remove: bool = False
+
+
+class Keeper(Protocol):
+    """Decides what is never evicted."""
+
+    async def add(self, text: str) -> object:
+        """Keep these images. InputError, StorageError."""
+
+    async def remove(self, text: str) -> bool:
+        """Keep them no longer; False: they weren't on the list. InputError, StorageError."""
+
+    def listed(self) -> list[dict[str, Any]]:
+        """What is kept."""
 
 
 class AdminServer:
@@ -45,9 +66,11 @@ class AdminServer:
         status: Callable[[], Mapping[str, Any]],
         metrics: CollectorRegistry,
         importer: Importer | None = None,
+        keeper: Keeper | None = None,
     ) -> None:
         self._path = path
         self._importer = importer
+        self._keeper = keeper
         self._status = status
         self._metrics = metrics
         self._runner: web.AppRunner | None = None
@@ -58,6 +81,9 @@ class AdminServer:
         app.router.add_get("/metrics", self._answer_metrics)
         if self._importer is not None:
             app.router.add_post("/import", self._answer_import)
+        if self._keeper is not None:
+            app.router.add_get("/keep", self._answer_kept)
+            app.router.add_post("/keep", self._answer_keep)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
         await runner.setup()
         try:
@@ -97,6 +123,25 @@ class AdminServer:
         except P2pdistError as error:
             return web.Response(status=400 if isinstance(error, InputError) else 500, text=str(error))
         return web.Response(body=msgspec.json.encode(images), content_type="application/json")
+
+    async def _answer_kept(self, _: web.Request) -> web.Response:
+        assert self._keeper is not None
+        return web.Response(body=msgspec.json.encode(self._keeper.listed()), content_type="application/json")
+
+    async def _answer_keep(self, request: web.Request) -> web.Response:
+        assert self._keeper is not None
+        try:
+            asked = msgspec.json.decode(await request.read(), type=_Keep)
+            written = ImagePattern.parse(asked.images).text
+            if not asked.remove:
+                await self._keeper.add(asked.images)
+            elif not await self._keeper.remove(asked.images):
+                return web.Response(status=404, text=f"{written} is not kept by `p2pdist keep`")
+        except msgspec.DecodeError as error:
+            return web.Response(status=400, text=f"not a question that this agent knows: {error}")
+        except P2pdistError as error:
+            return web.Response(status=400 if isinstance(error, InputError) else 500, text=str(error))
+        return web.Response(body=msgspec.json.encode(written), content_type="application/json")
 
 
 def _listen(path: Path) -> socket.socket:

@@ -10,7 +10,9 @@ from p2pdist.cli.agent import agent
 from p2pdist.cli.demo import demo
 from p2pdist.cli.doctor import doctor
 from p2pdist.cli.install import install
+from p2pdist.cli.keep import keep
 from p2pdist.cli.policy import policy
+from p2pdist.cli.preheat import preheat
 from p2pdist.cli.status import status
 from p2pdist.cli.torrent import torrent
 from p2pdist.cli.up import up
@@ -27,6 +29,8 @@ app = typer.Typer(
 for command in (up, agent, install, demo, status, verify, doctor, version):
     app.command()(command)
 app.add_typer(policy, name="policy")
+app.add_typer(preheat, name="preheat")
+app.add_typer(keep, name="keep")
 app.add_typer(torrent, name="torrent")
 
 

@@ -26,7 +26,7 @@ _MAX_FILE = 1024 * 1024
 # Kubernetes sets variables of these forms for every Service of a namespace; one named `p2pdist` is no typing error.
 _SERVICE_LINK = re.compile(r"_(SERVICE_(HOST|PORT(_\w+)?)|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)$")
 # Other programs of the project read these.
-_FOREIGN = ("P2PDIST_CONFIG", "P2PDIST_TRACKER_")
+_FOREIGN = ("P2PDIST_CONFIG", "P2PDIST_TRACKER_", "P2PDIST_ADMIN_DIR")
 
 
 def load_agent(path: Path | None, env: Mapping[str, str]) -> AgentConfig:
