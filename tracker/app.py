@@ -7,6 +7,7 @@ async with RunningTracker(settings) as running:
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from contextlib import AsyncExitStack
 from types import TracebackType
@@ -17,7 +18,7 @@ from aiohttp import web
 
 from p2pdist import __version__
 from p2pdist.errors import ConfigError, OperationError, StorageError
-from p2pdist.pki import Role
+from p2pdist.pki import Authority, Role
 from p2pdist.scope import Scope
 from tracker.announce import AnnounceServer
 from tracker.book import BanBook
@@ -26,12 +27,17 @@ from tracker.config import TrackerSettings
 from tracker.desk import Desk, DeskPages
 from tracker.enrol import MAX_BODY, Enrolment, open_authority
 from tracker.enrol_kubernetes import ServiceAccounts
-from tracker.keys import cluster_key
+from tracker.keys import cluster_key, derived_key
+from tracker.replicas.dialling import PATH
+from tracker.replicas.election import Memory, replica_id
 from tracker.replicas.leading import Leading
-from tracker.report import metrics, status
+from tracker.replicas.replica import ThisReplica
+from tracker.replicas.wire import MAX_FRAME
+from tracker.report import Standing, metrics, status
 from tracker.scraping import MetricsServer
 from tracker.sessions import Members
 from tracker.state import State, open_configured
+from tracker.state.reach import Reach
 from tracker.tokens import Facts
 from tracker.visits import Visits
 from tracker.webhooks import Webhooks
@@ -39,6 +45,7 @@ from tracker.webhooks import Webhooks
 __all__ = ["RunningTracker", "TrackerSettings", "serve"]
 
 log = structlog.get_logger()
+_SETTLE = 4.0  # seconds that the start waits for a leader to be found
 _LOOK = 1.0  # seconds: how soon a token or ban from the command line is in force
 
 
@@ -56,11 +63,20 @@ class RunningTracker:
         self.port = 0
         self.state: State  # while it listens
         self._stack = AsyncExitStack()
-        self.trouble = ""  # why the state can't be reached
+        self.reach = Reach()
 
     async def __aenter__(self) -> Self:
         settings = self.settings
-        self._members = Members(cluster_key(settings.data_directory), settings.membership_time)
+        if settings.state.url and not (settings.authority_directory or settings.data_directory):
+            raise ConfigError(
+                "state.url: replicas need the same keys: name the authority_directory that all of them have"
+            )
+        authority = None
+        if settings.authority_directory or not settings.insecure:
+            authority = open_authority(settings.data_directory, settings.authority_directory, time.time())
+        shared = authority is not None and bool(settings.authority_directory)
+        key = derived_key(authority) if authority and shared else cluster_key(settings.data_directory)
+        self._members = Members(key, settings.membership_time)
         self._loop = asyncio.get_running_loop()
         self._epoch = time.time() - self._loop.time()
         async with AsyncExitStack() as stack:
@@ -69,18 +85,29 @@ class RunningTracker:
             self._facts = Facts(self.state)
             self.book = BanBook(self._facts)
             self.visits = Visits(settings, self._members, self._now, self._banned_until)
-            self.leading = Leading(settings, self.cluster_key, self._epoch, self.book, self.state)
-            stack.callback(self.leading.stop)
-            self.visits.attach(self.leading.voice(self.visits))
-            await self._look()
-            self._enrolment = None if settings.insecure else await self._open_enrolment(stack)
-            self._desk = Desk(self.state, settings.preheat, self._now, self.leading.orders.wake)
+            self._enrolment = None
+            if authority is not None and not settings.insecure:
+                self._enrolment = await self._open_enrolment(stack, authority)
+            tls = self._enrolment.credentials if self._enrolment is not None else None
+            self._scope = Scope()
+            await self._scope.start()
+            stack.push_async_callback(self._scope.stop)
+            self.replica = ThisReplica(
+                Memory(replica_id(self.cluster_key, authority.pem if authority is not None else b"")),
+                self.state,
+                self.reach,
+                self.visits,
+                self._begin,
+                tls.client if tls is not None else None,
+                self._scope,
+            )
+            self._desk = Desk(self.state, settings.preheat, self._now, self.replica.wake_orders)
             self.hooks = Webhooks(settings.hooks, self._desk)
-            tls = self._enrolment.credentials.server if self._enrolment is not None else None
             runner = web.AppRunner(self._application(), handle_signals=False, access_log=None, shutdown_timeout=2.0)
             await runner.setup()
             stack.push_async_callback(runner.cleanup)
-            site = web.TCPSite(runner, settings.host, settings.port, backlog=1024, ssl_context=tls)
+            server = tls.server if tls is not None else None
+            site = web.TCPSite(runner, settings.host, settings.port, backlog=1024, ssl_context=server)
             try:
                 await site.start()
             except OSError as error:
@@ -92,12 +119,10 @@ class RunningTracker:
             )
             await stack.enter_async_context(self.hooks)
             self.announce = await stack.enter_async_context(AnnounceServer(settings.announce, self._now))
-            stack.push_async_callback(self._look)  # the last bans
-            self._scope = Scope()
-            await self._scope.start()
-            stack.push_async_callback(self._scope.stop)
+            await self._look()
+            await self._take_part(stack)
             self._scope.spawn(self._watch())
-            self._scope.spawn(self.leading.orders.run())
+            stack.push_async_callback(self._look)  # the last bans
             self._stack = stack.pop_all()
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         self.url = f"{'http' if settings.insecure else 'https'}://{host}:{self.port}"
@@ -111,10 +136,40 @@ class RunningTracker:
     ) -> None:
         await self._stack.aclose()
 
+    async def _take_part(self, stack: AsyncExitStack) -> None:
+        """Lead alone, or find out who does; a tracker that finds nobody, and no state, leads after a while."""
+        if not self.settings.state.url:
+            self.replica.lead_alone()
+            stack.push_async_callback(self.replica.leave)
+            return
+        self.replica.memory.address = address_of(self.settings, self.port)
+        task = self._scope.spawn(self.replica.run())
+        stack.push_async_callback(_end, task)
+        try:
+            async with asyncio.timeout(_SETTLE):
+                await self.replica.settled.wait()
+        except TimeoutError:
+            if self.replica.foreign:
+                raise ConfigError(
+                    f"the tracker that leads, at {self.replica.foreign}, has other keys: give all replicas the same "
+                    "authority_directory, and another cluster another state.prefix"
+                ) from None
+            log.error("no replica of this tracker leads yet")
+
+    def _begin(self) -> Leading:
+        return Leading(self.settings, self.cluster_key, self._epoch, self.book, self.state)
+
+    @property
+    def leading(self) -> Leading | None:
+        """The decisions, where this replica makes them."""
+        return self.replica.leading
+
     @property
     def cluster(self) -> Cluster:
-        """The decisions, where this tracker leads."""
-        return self.leading.cluster
+        """The decisions, where this replica makes them; OperationError elsewhere."""
+        if self.replica.leading is None:
+            raise OperationError("another replica leads")
+        return self.replica.leading.cluster
 
     @property
     def cluster_key(self) -> bytes:
@@ -127,9 +182,8 @@ class RunningTracker:
             raise ConfigError("an insecure tracker has no join tokens")
         return str(await self._enrolment.new_token(lifetime, uses))
 
-    async def _open_enrolment(self, stack: AsyncExitStack) -> Enrolment:
+    async def _open_enrolment(self, stack: AsyncExitStack, authority: Authority) -> Enrolment:
         settings = self.settings
-        authority = open_authority(settings.data_directory, settings.authority_directory, time.time())
         accounts = await stack.enter_async_context(ServiceAccounts(settings.kubernetes))
         enrolment = Enrolment(authority, self._facts, settings.certificate_time, self._banned_until, accounts)
         enrolment.start()
@@ -137,8 +191,8 @@ class RunningTracker:
         return enrolment
 
     def _banned_until(self, node: bytes) -> float | None:
-        now = self._now()
-        return self.book.until(now, node) or self.cluster.banned(now, node)
+        now, leading = self._now(), self.replica.leading
+        return self.book.until(now, node) or (leading.cluster.banned(now, node) if leading is not None else None)
 
     def _now(self) -> float:
         """Unix time that never goes back."""
@@ -152,6 +206,7 @@ class RunningTracker:
         DeskPages(self._desk, self._operator).routes(app)
         self.hooks.routes(app)
         app.router.add_get("/v1/session", self._session)
+        app.router.add_get(PATH, self._link)
         app.router.add_get("/v1/status", self._status)
         app.router.add_get("/healthz", self._health)
         app.router.add_get("/metrics", self._metrics)
@@ -159,14 +214,43 @@ class RunningTracker:
 
     # --- pages ---
 
+    @property
+    def standing(self) -> Standing:
+        """This replica among the others."""
+        replica = self.replica
+        leads = replica.leading is not None
+        return Standing(
+            role="leads" if leads else "follows" if replica.follows else "looks for a leader",
+            leader="" if leads else replica.follows,
+            replicas=[branch.address for branch in replica.branches],
+            orphaned=replica.orphaned,
+            state_trouble=self.reach.trouble,
+            outages=self.reach.outages,
+            unwritten=self.book.unwritten,
+            sessions=len(self.visits),
+            nodes=self.visits.nodes,
+        )
+
     async def _health(self, request: web.Request) -> web.Response:
-        return web.json_response({"status": "ok", "version": __version__, "nodes": self.cluster.size})
+        standing = self.standing
+        document = {
+            "status": "no replica leads" if standing.orphaned else "ok",
+            "version": __version__,
+            "nodes": standing.nodes,
+            "role": standing.role,
+            "state": "unreachable" if standing.state_trouble else "ok",
+        }
+        return web.json_response(document, status=503 if standing.orphaned else 200)
 
     async def _status(self, request: web.Request) -> web.Response:
-        return web.json_response(status(self._now(), self.cluster, self.visits.names, self.visits.door.traffic))
+        leading = self.leading
+        cluster = leading.cluster if leading is not None else None
+        names = {node: guest.name for node, guest in leading.guests.items()} if leading is not None else {}
+        return web.json_response(status(self._now(), cluster, names, self.visits.door.traffic, self.standing))
 
     def _render_metrics(self) -> tuple[bytes, str]:
-        return metrics(self.cluster, self.visits.door.traffic)
+        cluster = self.leading.cluster if self.leading is not None else None
+        return metrics(cluster, self.visits.door.traffic, self.standing)
 
     async def _metrics(self, request: web.Request) -> web.Response:
         body, content_type = self._render_metrics()
@@ -196,7 +280,26 @@ class RunningTracker:
         return f"admin {identity.key.hex()[:16]}"
 
     async def _session(self, request: web.Request) -> web.WebSocketResponse:
-        return await self.visits.receive(request, self._member(request))
+        member = self._member(request)
+        if self.replica.orphaned:
+            raise web.HTTPServiceUnavailable(text="no replica of this tracker leads; ask another one\n")
+        return await self.visits.receive(request, member)
+
+    async def _link(self, request: web.Request) -> web.WebSocketResponse:
+        """Another replica's."""
+        if self._enrolment is not None:
+            identity = self._enrolment.member(request)
+            if identity is None or identity.role is not Role.TRACKER:
+                raise web.HTTPForbidden(text="only replicas of this tracker get here\n")
+        socket = web.WebSocketResponse(max_msg_size=MAX_FRAME, compress=False)
+        await socket.prepare(request)
+        self.visits.sockets.add(socket)
+        try:
+            await self.replica.greeted(socket)
+        finally:
+            self.visits.sockets.discard(socket)
+            await socket.close()
+        return socket
 
     # --- what is kept ---
 
@@ -214,15 +317,28 @@ class RunningTracker:
         try:
             changed = await self.book.sync(await self.state.version())
         except StorageError as error:
-            if not self.trouble:
-                log.error("the state can't be reached", error=str(error), bans_not_written=self.book.unwritten)
-            self.trouble = str(error)
+            self.reach.failed(error)
             return
-        if self.trouble:
-            log.info("the state can be reached again")
-            self.trouble = ""
-        if changed:
+        self.reach.answered()
+        if changed and self.leading is not None:
             self.leading.judge()
+
+
+def address_of(settings: TrackerSettings, port: int) -> str:
+    """HOST:PORT at which other replicas reach this one. ConfigError if it can't be known."""
+    text = settings.state.address
+    if not text:
+        if settings.host in {"0.0.0.0", "::", ""}:
+            raise ConfigError("state.address: say at which HOST or HOST:PORT the other replicas reach this one")
+        text = settings.host
+    if text.count(":") > 1 and not text.startswith("["):
+        text = f"[{text}]"
+    return text if re.search(r"[^:\]]:\d+$|\]:\d+$", text) else f"{text}:{port}"
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait([task])
 
 
 async def serve(settings: TrackerSettings, stop: asyncio.Event) -> None:

@@ -8,8 +8,14 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from p2pdist.errors import StorageError
+from p2pdist.pki import Authority
 
 NAME = "cluster.key"  # 32 bytes, the raw Ed25519 private key
+
+
+def derived_key(authority: Authority) -> Ed25519PrivateKey:
+    """The key that follows from an authority brought from outside: replicas with the same authority have the same."""
+    return Ed25519PrivateKey.from_private_bytes(authority.derive("cluster key"))
 
 
 def cluster_key(directory: str) -> Ed25519PrivateKey:

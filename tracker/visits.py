@@ -36,7 +36,7 @@ class Visits:
         self.voice: Voice | None = None
         self._settings = settings
         self._sessions: dict[bytes, Session] = {}
-        self._sockets: set[web.WebSocketResponse] = set()
+        self.sockets: set[web.WebSocketResponse] = set()
         self.door = Door(settings, members, now, banned=banned, full=self._full)
 
     def __len__(self) -> int:
@@ -90,7 +90,7 @@ class Visits:
 
     async def close(self) -> None:
         """Close every session."""
-        for socket in list(self._sockets):
+        for socket in list(self.sockets):
             await socket.close(code=WSCloseCode.GOING_AWAY, message=b"the tracker stops")
 
     # --- sessions ---
@@ -99,7 +99,7 @@ class Visits:
         """One session, from its first byte to its last. `member`: the node that the connection's certificate names."""
         socket = web.WebSocketResponse(max_msg_size=limits.MAX_TRACKER_FRAME, compress=False, autoping=True)
         await socket.prepare(request)
-        self._sockets.add(socket)
+        self.sockets.add(socket)
         address = request.remote or ""
         try:
             admitted = await self.door.admit(socket, address, member)
@@ -113,7 +113,7 @@ class Visits:
         except ConnectionError as error:
             log.info("session lost", address=address, error=str(error))
         finally:
-            self._sockets.discard(socket)
+            self.sockets.discard(socket)
             await socket.close()
         return socket
 

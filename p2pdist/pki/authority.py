@@ -15,6 +15,7 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePrivateKey
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
@@ -40,6 +41,14 @@ class Authority:
     def pem(self) -> bytes:
         """The authority's certificate."""
         return self.certificate.public_bytes(Encoding.PEM)
+
+    def derive(self, purpose: str) -> bytes:
+        """32 secret bytes that everyone who has this authority's key comes to, and nobody else (HKDF, RFC 5869)."""
+        if isinstance(self._key, Ed25519PrivateKey):
+            secret = self._key.private_bytes_raw()
+        else:
+            secret = self._key.private_numbers().private_value.to_bytes(32, "big")
+        return HKDF(SHA256(), 32, salt=None, info=f"p2pdist {purpose}".encode()).derive(secret)
 
     @classmethod
     def create(cls, now: float) -> Authority:

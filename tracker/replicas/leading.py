@@ -36,6 +36,7 @@ class Leading:
         self._book = book
         self._timer: asyncio.Handle | None = None
         self._due = 0.0  # when it fires, by the loop's clock
+        self._stopped = False
         self._via: dict[bytes, Source] = {}
         self.guests: dict[bytes, Guest] = {}
         self.cluster = Cluster(
@@ -49,7 +50,9 @@ class Leading:
         return self._epoch + self._loop.time()
 
     def stop(self) -> None:
-        """Decide nothing any more."""
+        """Decide nothing any more, and say nothing."""
+        self._stopped = True
+        self._via.clear()
         if self._timer is not None:
             self._timer.cancel()
 
@@ -66,6 +69,8 @@ class Leading:
 
     def came(self, source: Source, guest: Guest) -> None:
         """An agent's session begins; an older one that it has, wherever, is over."""
+        if self._stopped:
+            return
         node, now = guest.peer.node, self.now()
         before = self._via.get(node)
         if before is not None and before is not source:
@@ -137,7 +142,7 @@ class Leading:
 
     def _set_timer(self) -> None:
         deadline = self.cluster.next_deadline()
-        if deadline is None:
+        if deadline is None or self._stopped:
             return
         when = deadline - self._epoch
         if self._timer is not None:
