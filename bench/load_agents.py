@@ -64,6 +64,7 @@ class Rollout:
         self.digests = image.digests
         self.layer_of = {digest: layer for layer, digest in enumerate(self.digests)}
         self.read = share  # chunks of each layer that this process's agents have read: shared memory
+        self.whole: set[str] = set()  # layers that were read to the end
         self.half_seconds = half_seconds  # from a lease to the half of its chunk
         self.lag = lag  # seconds within which all agents have a layer after it is whole
         self.manifest = "sha256:" + hashlib.sha256(MANIFEST + image.name("manifest").encode()).hexdigest()
@@ -90,6 +91,7 @@ class Agent:
         self._recalled: set[str] = set()
         self._pinged: deque[float] = deque()
         self._joined_at = 0.0
+        self._joined = False
         self._asked_at: dict[int, float] = {}
         self.socket = Socket(self._frame, self._gone)
 
@@ -123,7 +125,7 @@ class Agent:
 
     def start(self, rollout: Rollout) -> None:
         """Ask for tag and manifest; the join follows."""
-        self._rollout = rollout
+        self._rollout, self._joined = rollout, False
         self._waiting = set(rollout.digests)
         self._ask(2 * rollout.image.number, f"tag {REGISTRY}/image:{rollout.image.number}")
 
@@ -149,8 +151,9 @@ class Agent:
         )
 
     def layer_whole(self, digest: str) -> None:
-        """Somebody has read the last chunk: soon this agent has all."""
-        assert self._rollout is not None
+        """Somebody has read the last chunk: soon this agent has all, if it takes part yet."""
+        if self._rollout is None or not self._joined:
+            return
         self._loop.call_later(self._rng.uniform(0, self._rollout.lag), self._done, digest)
 
     def _done(self, digest: str) -> None:
@@ -189,6 +192,9 @@ class Agent:
                 self._answered(message.id)
             case wire.Joined():
                 self._watch.joins.append(now - self._joined_at)
+                self._joined = True
+                for digest in self._rollout.whole if self._rollout is not None else ():
+                    self.layer_whole(digest)
             case wire.Lease():
                 self._leased(message)
             case wire.Recall():

@@ -133,6 +133,7 @@ class Player:
                 read = sum(self._shared[base + process * plan.layers + layer] for process in range(plan.processes))
                 if read >= plan.chunks:
                     waiting.discard(layer)
+                    rollout.whole.add(rollout.digests[layer])
                     for agent in self._agents:
                         agent.layer_whole(rollout.digests[layer])
             await asyncio.sleep(LOOK)

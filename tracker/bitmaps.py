@@ -52,6 +52,8 @@ class Tally:
 
     def add(self, bits: int) -> None:
         """One more node has these chunks."""
+        if not bits:  # most that join have none
+            return
         for position, plane in enumerate(self._planes):
             if not bits:
                 return
