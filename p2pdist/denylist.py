@@ -25,6 +25,7 @@ from p2pdist.store.catalogue import Catalogue, Node, closure
 from p2pdist.swarm.service import SwarmService
 
 MAX_LEARNT = 65_536  # digests that denied tags and indexes were found to name; the one learnt first is forgotten first
+SETTLE = 1.0  # seconds between two sweeps, at least
 _log = structlog.get_logger("p2pdist.denylist")
 
 
@@ -82,15 +83,12 @@ class Denials:
         self._named = {name: one for name, one in self._named.items() if one != subject}
         self._learnt = OrderedDict((name, one) for name, one in self._learnt.items() if one != subject)
 
-    def learn(self, repository: str, digest: Digest, subject: str) -> bool:
-        """The entry `subject` is found to mean this too; whether that is news."""
-        key = repository, str(digest)
-        if subject not in self._whys or key in self._learnt:
-            return False
-        self._learnt[key] = subject
-        if len(self._learnt) > MAX_LEARNT:
-            self._learnt.popitem(last=False)
-        return True
+    def learn(self, repository: str, digest: Digest, subject: str) -> None:
+        """The entry `subject` is found to mean this too."""
+        if subject in self._whys:
+            self._learnt.setdefault((repository, str(digest)), subject)
+            if len(self._learnt) > MAX_LEARNT:
+                self._learnt.popitem(last=False)
 
     def find(self, repository: str, tag: str | None, digest: Digest | None) -> wire.Denied | None:
         """The entry that denies this, as far as it is known what it is."""
@@ -137,15 +135,19 @@ class DenyList:
 
     async def run(self) -> None:
         """Write down what was heard and take out what is denied, for ever."""
+        written = b""
         while True:
             await self._wake.wait()
             self._wake.clear()
             try:
                 await self.sweep()
                 raw = msgspec.json.encode(_File(self.denials.entries, self.denials.learnt))
-                await asyncio.to_thread(write_secret, self._file, raw)
+                if raw != written:
+                    await asyncio.to_thread(write_secret, self._file, raw)
+                    written = raw
             except StorageError as error:  # it is refused all the same
                 _log.error("the deny list is in force, but not on disk or what it denies still is", error=str(error))
+            await asyncio.sleep(SETTLE)
 
     # --- what the tracker says ----------------------------------------------------------------------------------
 
@@ -162,6 +164,7 @@ class DenyList:
                 self.denials.remove(subject)
             for entry in message.added:
                 self.denials.add(entry)
+        self._learn_from(self._catalogue.nodes, self._store.noted())
         self._wake.set()
 
     def _replace(self, entries: Iterable[wire.Denied]) -> None:
@@ -191,13 +194,14 @@ class DenyList:
             denied = next(filter(None, (self.denials.find(name, None, part) for part in parts)), None)
         if denied is None:
             return
-        if self._mean(name, parsed.digest, Node.of(parsed), denied.subject):
-            self._wake.set()
+        self._mean(name, parsed.digest, Node.of(parsed), denied.subject)
+        self._wake.set()  # it was stored when it was looked at
         raise self._refusal(f"{repository}{f':{tag}' if tag else ''}", denied)
 
-    def _mean(self, repository: str, digest: Digest, node: Node, subject: str) -> bool:
+    def _mean(self, repository: str, digest: Digest, node: Node, subject: str) -> None:
         """A denied manifest: its digest and those of its children are refused in this repository, too."""
-        return any([self.denials.learn(repository, one, subject) for one in (digest, *node.children)])
+        for one in (digest, *node.children):
+            self.denials.learn(repository, one, subject)
 
     def _refusal(self, what: str, denied: wire.Denied) -> PolicyError:
         self.refused += 1
