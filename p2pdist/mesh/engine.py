@@ -40,6 +40,7 @@ class MeshEngine:
     """See `swarm.engine.Engine`."""
 
     name = "mesh"
+    discovery = 0.0
 
     def __init__(
         self,

@@ -52,6 +52,7 @@ class Engine(Protocol):
     """Moves chunks of the exchanges it was given, from and to neighbours. Proof is `Exchange.prove`'s."""
 
     name: str
+    discovery: float  # seconds in which it finds who else wants a blob with nobody's help; 0: it does not
 
     @property
     def stats(self) -> EngineStats:

@@ -25,6 +25,7 @@ class GatewayEngine:
         self.inner = inner
         self.outer = outer
         self.name = f"{inner.name}+{outer.name}"
+        self.discovery = inner.discovery
         self._sites: OrderedDict[bytes, str] = OrderedDict()  # of gateways that this node was told about
 
     @property

@@ -39,12 +39,14 @@ class Rescue:
         self._joining = joining
         self._scope = scope
         self._settings = settings
+        self._lonely: set[str] = set()  # blobs that are streamed because nobody else was there
 
     async def watch(self) -> None:
         """For ever."""
         while True:
             await asyncio.sleep(_LOOK)
             now = asyncio.get_running_loop().time()
+            self._lonely &= {str(transfer.blob.digest) for transfer in self._transfers.all}
             for rollout in self._transfers.rollouts:
                 if any(transfer.clients for transfer in rollout.transfers):
                     rollout.last_interest = now
@@ -56,11 +58,19 @@ class Rescue:
                     self.help(rollout, now)
 
     def help(self, rollout: Rollout, now: float) -> None:
-        """Read from upstream what nobody else will bring: at once where nobody else is, else when nothing moves."""
-        if not self._tracker.connected and not self._engine.links():
-            if self._joining.known and now - rollout.began < self._settings.join_seconds:
-                return  # neighbours of an earlier run may still answer
+        """Read from upstream what nobody else will bring: at once where nobody else is, else when nothing moves.
+
+        An engine that finds others by itself gets the time for it, and whom it finds later shares what is still to be
+        read: then it says who reads what.
+        """
+        lonely = not self._tracker.connected and not self._engine.links()
+        if lonely:
+            patience = max(self._engine.discovery, self._settings.join_seconds if self._joining.known else 0.0)
+            if now - rollout.began < patience:
+                return  # also neighbours of an earlier run may still answer
         elif now - max(rollout.last_progress, rollout.began) < self._settings.stuck_seconds:
+            if not self._tracker.connected and self._engine.discovery:
+                self._share(rollout)
             return
         streams = sum(transfer.alone for transfer in self._transfers.all)
         for transfer in rollout.unfinished:
@@ -77,7 +87,16 @@ class Rescue:
                 links=len(self._engine.links()),
                 reads=transfer.reads,
             )
+            if lonely:
+                self._lonely.add(exchange.name)
             transfer.alone, transfer.recalled = True, False
             transfer.reads += 1
             streams += 1
             self._scope.spawn(self._reader.stream(transfer, exchange))
+
+    def _share(self, rollout: Rollout) -> None:
+        """Streams end that began because nobody was there."""
+        for transfer in rollout.unfinished:
+            if transfer.alone and transfer.exchange is not None and transfer.exchange.name in self._lonely:
+                self._lonely.discard(transfer.exchange.name)
+                transfer.recalled = True

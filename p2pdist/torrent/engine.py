@@ -54,6 +54,7 @@ class TorrentEngine:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.settings = settings
+        self.discovery = settings.discovery if settings.discover else 0.0
         self._pool = ThreadPoolExecutor(1, "torrent")  # one thread: what is asked of it happens in that order
         self._hashers = ThreadPoolExecutor(1, "torrent-map")
         self._next_number = 1

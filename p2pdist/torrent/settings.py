@@ -60,6 +60,7 @@ class TorrentSettings:
     host: str = "0.0.0.0"
     port: int = 0
     discover: bool = True  # local service discovery and peer exchange
+    discovery: float = 2.0  # in which they have found somebody, if there is anybody
     tls: TorrentTls | None = None
     wan: Wan | None = None
     max_links: int = 128

@@ -58,6 +58,7 @@ class ScriptedEngine:
     """Moves nothing; the test brings what peers would."""
 
     name = "scripted"
+    discovery = 0.0  # as an engine that finds nobody by itself
 
     def __init__(self) -> None:
         self.stats = EngineStats()
