@@ -100,6 +100,7 @@ class RunningTracker:
                 self._begin,
                 tls.client if tls is not None else None,
                 self._scope,
+                lambda message: self.book.hear(self._now(), message.node, message.until),
             )
             self._desk = Desk(self.state, settings.preheat, self._now, self.replica.wake_orders)
             self.hooks = Webhooks(settings.hooks, self._desk)

@@ -13,7 +13,7 @@ class BanBook:
     def __init__(self, facts: Facts) -> None:
         self._facts = facts
         self._known: dict[bytes, Ban] = {}
-        self._unwritten: dict[bytes, Ban] = {}
+        self._unwritten: dict[bytes, tuple[Ban, bool]] = {}  # and whether it replaces what others wrote
         self._version: int | None = None
         self.noted = asyncio.Event()  # something waits to be written
 
@@ -32,21 +32,24 @@ class BanBook:
         return {node: ban for node, ban in self._known.items() if ban.until > now}
 
     def note(self, ban: Ban) -> None:
-        """It was decided that a node is shut out."""
+        """It was decided here that a node is shut out."""
         if self._known.get(ban.node) != ban:
-            self._known[ban.node] = self._unwritten[ban.node] = ban
+            self._known[ban.node] = ban
+            self._unwritten[ban.node] = (ban, True)
             self.noted.set()
 
-    def hear(self, ban: Ban) -> None:
-        """Another replica has decided it, and will write it down if it lives."""
-        known = self._known.get(ban.node)
-        if known is None or int(known.until) != int(ban.until):
-            self.note(ban)
-
-    def lift(self, node: bytes) -> None:
-        """Another replica says that a node may come back."""
-        self._known.pop(node, None)
-        self._unwritten.pop(node, None)
+    def hear(self, now: float, node: bytes, until: int) -> None:
+        """The replica that leads tells agents of a ban, or that it is over; it writes it down itself, if it lives."""
+        if until <= now:
+            self._known.pop(node, None)
+            self._unwritten.pop(node, None)
+            return
+        known = self._known.get(node)
+        if known is None or int(known.until) != until:
+            ban = Ban(node, until, "the tracker that led shut it out")
+            self._known[node] = ban
+            self._unwritten[node] = (ban, False)
+            self.noted.set()
 
     async def sync(self, version: int) -> bool:
         """Write what waits, and read what others wrote. `version`: the State's; True: something may have changed.
@@ -58,15 +61,15 @@ class BanBook:
         if version == self._version and not wrote:
             return False
         found = await self._facts.bans()
-        self._known = found | self._unwritten  # what was decided meanwhile
+        self._known = found | {node: ban for node, (ban, _) in self._unwritten.items()}  # what was decided meanwhile
         self._version = version
         return True
 
     async def _write(self) -> bool:
         self.noted.clear()
         waiting = list(self._unwritten.values())
-        for ban in waiting:
-            await self._facts.ban(ban)
-            if self._unwritten.get(ban.node) is ban:
+        for ban, replaces in waiting:
+            await self._facts.ban(ban, replace=replaces)
+            if self._unwritten.get(ban.node) == (ban, replaces):
                 del self._unwritten[ban.node]
         return bool(waiting)

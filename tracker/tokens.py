@@ -120,9 +120,10 @@ class Facts:
         """Those in force."""
         return {bytes.fromhex(node): _ban(node, record) for node, record in (await self._state.all(BANS)).items()}
 
-    async def ban(self, ban: Ban) -> None:
-        """Shut a node out; replaces an older ban."""
-        await self._state.put(BANS, ban.node.hex(), _packed(ban), ban.until)
+    async def ban(self, ban: Ban, *, replace: bool = True) -> None:
+        """Shut a node out; an older ban stays unless it is to be replaced."""
+        write = self._state.put if replace else self._state.create
+        await write(BANS, ban.node.hex(), _packed(ban), ban.until)
 
     async def lift(self, node: bytes) -> bool:
         """Let it in again; False: it wasn't banned."""

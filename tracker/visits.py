@@ -34,6 +34,7 @@ class Visits:
         banned: Callable[[bytes], float | None],
     ) -> None:
         self.voice: Voice | None = None
+        self._nodes = 0
         self._settings = settings
         self._sessions: dict[bytes, Session] = {}
         self.sockets: set[web.WebSocketResponse] = set()
@@ -49,8 +50,10 @@ class Visits:
 
     @property
     def nodes(self) -> int:
-        """How many agents the cluster has, as far as is known."""
-        return self.voice.nodes if self.voice is not None else len(self._sessions)
+        """How many agents the cluster has, or had when it was last known."""
+        if self.voice is not None and self.voice.nodes:
+            self._nodes = self.voice.nodes
+        return max(self._nodes, len(self._sessions))
 
     def _full(self, node: bytes) -> bool:
         return node not in self._sessions and len(self._sessions) >= self._settings.swarm.max_nodes
@@ -172,13 +175,19 @@ class Visits:
         while frame is not None:
             if self._sessions.get(node) is not session:  # another session of this node took over
                 break
-            for message in frame:
-                if isinstance(message, messages.Ask):
-                    session.asked(message)
-                elif isinstance(message, messages.Ping):
-                    self.door.welcome(session, self.nodes)
-            if self.voice is not None:
-                self.voice.said(node, frame)
+            self._heard(session, frame)
             frame = await self.door.receive(socket)
             patience.heard()
         return "it closed the session"
+
+    def _heard(self, session: Session, frame: list[FromAgent]) -> None:
+        """Pings are answered here: this replica is there, whatever becomes of the one that leads."""
+        said: list[FromAgent] = [message for message in frame if not isinstance(message, messages.Ping)]
+        for message in said:
+            if isinstance(message, messages.Ask):
+                session.asked(message)
+        if said and self.voice is not None:
+            self.voice.said(session.peer.node, said)
+        if len(said) < len(frame):
+            self.door.welcome(session, self.nodes)
+            session.push(messages.Pong(self.nodes))

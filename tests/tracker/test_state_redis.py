@@ -162,6 +162,23 @@ async def test_expired_records_do_not_pile_up(started: list[RedisServer], tmp_pa
     await state.close()
 
 
+async def test_a_cancelled_call_is_cancelled_at_whatever_point_it_was(
+    started: list[RedisServer], tmp_path: Path
+) -> None:
+    server = RedisServer(tmp_path / "redis")
+    started.append(server)
+    state = open_state(server.url)
+    for turns in range(24):
+        call = asyncio.ensure_future(state.version())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        if not call.done():
+            call.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await call
+    await state.close()
+
+
 @pytest.mark.parametrize(
     ("url", "why"),
     [

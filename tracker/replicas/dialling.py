@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from collections.abc import Callable
 from types import TracebackType
 
 import aiohttp
@@ -12,6 +13,7 @@ from aiohttp import ClientWSTimeout
 
 from p2pdist.errors import ProtocolError
 from p2pdist.pki import Role
+from p2pdist.protocol.messages import Banned
 from tracker.replicas.election import Memory
 from tracker.replicas.guests import Source
 from tracker.replicas.link import Line, LinkLost, Relay
@@ -26,10 +28,13 @@ LOST = (ProtocolError, LinkLost, TimeoutError, ConnectionError, aiohttp.ClientEr
 class Dialler:
     """Greets as `memory` says we are; the agents behind a link are those of `source`."""
 
-    def __init__(self, memory: Memory, source: Source, tls: ssl.SSLContext | None) -> None:
+    def __init__(
+        self, memory: Memory, source: Source, tls: ssl.SSLContext | None, hear_ban: Callable[[Banned], None]
+    ) -> None:
         self._memory = memory
         self._source = source
         self._tls = tls
+        self._hear_ban = hear_ban
         self._client: aiohttp.ClientSession
         self._sockets: dict[Relay, aiohttp.ClientWebSocketResponse] = {}
 
@@ -74,7 +79,7 @@ class Dialler:
             case Leads() | Elsewhere() as answer if answer.replica == self._memory.me:
                 return None  # an address that was another replica's is ours now
             case Leads() as leads:
-                relay = Relay(socket, leads, self._source, self._heard)
+                relay = Relay(socket, leads, self._source, self._heard, self._hear_ban)
                 self._sockets[relay] = socket
                 self._heard(leads)
                 return relay

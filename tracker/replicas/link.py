@@ -12,7 +12,7 @@ from collections.abc import Callable
 from aiohttp import ClientWebSocketResponse, WSMsgType, web
 
 from p2pdist.errors import ProtocolError
-from p2pdist.protocol.messages import FromAgent, FromTracker
+from p2pdist.protocol.messages import Banned, FromAgent, FromTracker
 from tracker.replicas.election import RENEW, SILENT
 from tracker.replicas.guests import Guest, Source
 from tracker.replicas.leading import Leading
@@ -165,7 +165,10 @@ class Branch:
 
 
 class Relay:
-    """The follower's end of a link; the `Voice` of its agents. `hear`: what the leader says of itself."""
+    """The follower's end of a link; the `Voice` of its agents.
+
+    `hear`: what the leader says of itself; `hear_ban`: whom it shuts out.
+    """
 
     def __init__(
         self,
@@ -173,12 +176,14 @@ class Relay:
         leads: Leads,
         source: Source,
         hear: Callable[[Leads], None],
+        hear_ban: Callable[[Banned], None],
     ) -> None:
         self.leads = leads
         self.line = Line(socket)
         self.heard = asyncio.get_running_loop().time()  # the last frame
         self._source = source
         self._hear_leads = hear
+        self._hear_ban = hear_ban
         self._nodes = 0
 
     @property
@@ -216,6 +221,8 @@ class Relay:
                 match message:
                     case Tell():
                         for one in message.messages:
+                            if isinstance(one, Banned):
+                                self._hear_ban(one)
                             self._source.tell(message.node, one)
                     case End():
                         self._source.end(message.node, message.reason)

@@ -14,6 +14,7 @@ import structlog
 from aiohttp import web
 
 from p2pdist.errors import ProtocolError, StorageError
+from p2pdist.protocol.messages import Banned
 from p2pdist.scope import Scope
 from tracker.replicas.dialling import CONNECT_TIMEOUT, LOST, Dialler, reason_of
 from tracker.replicas.election import DEAF, LIFETIME, ORPHANED, QUIET, RENEW, SILENT, Memory, outranks, same_keys
@@ -38,6 +39,7 @@ AGAIN = 0.2  # seconds between two looks for a leader
 
 class ThisReplica:
     """`begin`: makes the decisions of one that leads, from now on. `tls`: for links; None where nothing is encrypted.
+    `hear_ban`: the one that is followed has shut a node out, or lets it in again.
 
     `orphaned`: there has been no leader for so long that agents are better off elsewhere.
     """
@@ -51,6 +53,7 @@ class ThisReplica:
         begin: Callable[[], Leading],
         tls: ssl.SSLContext | None,
         scope: Scope,
+        hear_ban: Callable[[Banned], None],
     ) -> None:
         self.memory = memory
         self.leading: Leading | None = None
@@ -65,7 +68,7 @@ class ThisReplica:
         self._begin = begin
         self._scope = scope
         self._orders: asyncio.Task[None] | None = None
-        self._dialler = Dialler(memory, visits, tls)
+        self._dialler = Dialler(memory, visits, tls, hear_ban)
         self._wake = asyncio.Event()
         self._yielding = False
 

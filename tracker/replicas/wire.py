@@ -127,5 +127,5 @@ def decode_to_follower(frame: bytes) -> list[ToFollower]:
 def _decode(decoder: msgspec.msgpack.Decoder[list[T]], frame: bytes) -> list[T]:
     try:
         return decoder.decode(frame)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ProtocolError(f"not a frame between replicas of version {VERSION}: {error}") from error

@@ -113,6 +113,8 @@ class RedisState:
     async def _ask(self, *command: object) -> Any:
         if self._closed:
             raise StorageError(f"the state at {self._where} is closed")
+        task = asyncio.current_task()
+        asked_to_end = task.cancelling() if task is not None else 0
         try:
             async with asyncio.timeout(PATIENCE):
                 return await self._client.execute_command(*command)
@@ -120,6 +122,9 @@ class RedisState:
             raise StorageError(f"the state at {self._where}: no answer within {PATIENCE} s") from error
         except (RedisError, OSError) as error:
             raise StorageError(f"the state at {self._where}: {error or type(error).__name__}") from error
+        finally:
+            if task is not None and task.cancelling() > asked_to_end:  # redis-py loses cancellations now and then
+                raise asyncio.CancelledError
 
     async def _run(self, script: str, keys: Sequence[str], *values: object) -> Any:
         return await self._ask("EVAL", script, len(keys), *keys, *values)

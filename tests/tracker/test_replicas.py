@@ -1,0 +1,225 @@
+"""Several replicas of one tracker are one tracker: whichever an agent talks to, and whichever of them is left."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from pathlib import Path
+
+import pytest
+from replica_kit import Agent, Replicas, free_port, until
+from tracker_driver import REGISTRY, digest
+
+from p2pdist.errors import ConfigError
+from p2pdist.protocol import messages as wire
+from tracker.state import StateSettings, open_state
+from tracker.tokens import Ban, Facts
+
+SIZE = 32 * 2**20
+
+
+def join(*names: str) -> wire.Join:
+    return wire.Join(digest("image"), REGISTRY, [wire.Want(digest(name), SIZE) for name in names])
+
+
+async def test_agents_of_two_replicas_are_in_one_swarm_and_no_chunk_is_leased_twice(tmp_path: Path) -> None:
+    async with Replicas(tmp_path) as replicas:
+        leader, follower = await replicas.start(), await replicas.start()
+        assert leader.leading is not None and follower.leading is None
+        here, there = await replicas.agent(leader), await replicas.agent(follower)
+        here.say(join("blob"))
+        await here.hears(wire.Joined)
+        there.say(join("blob"))
+        joined = await there.hears(wire.Joined)
+        assert [peer.node for peer in joined.peers] == [here.node] and joined.swarms[0].members == 2
+        for _ in range(8):  # credits grow as halves arrive
+            for agent in (here, there):
+                for lease in agent.got(wire.Lease):
+                    agent.say(wire.Half(digest("blob"), lease.first), wire.Got(digest("blob"), lease.first, b"", b""))
+            await until(lambda: here.got(wire.Lease) and there.got(wire.Lease))
+        leases = [lease.first for agent in (here, there) for lease in agent.got(wire.Lease)]
+        assert len(set(leases)) == len(leases) > 2
+        await until(lambda: follower.visits.nodes == 2)
+
+
+async def test_a_tag_is_resolved_once_for_agents_of_both(tmp_path: Path) -> None:
+    body = b"a manifest"
+    name = f"sha256:{hashlib.sha256(body).hexdigest()}"
+    key = f"tag {REGISTRY}/app:1"
+    async with Replicas(tmp_path) as replicas:
+        here, there = await replicas.agent(await replicas.start()), await replicas.agent(await replicas.start())
+        assert isinstance(await here.client.ask(key, 20), wire.Fetch)
+        asking = asyncio.ensure_future(there.client.ask(key, 20))
+        await asyncio.sleep(0.1)
+        here.say(wire.Offer(key, name, "m", len(body), body))
+        content = await asking
+        assert isinstance(content, wire.Content) and content.data == body and not there.got(wire.Fetch)
+
+
+async def test_when_the_leader_stops_another_takes_over_and_its_agents_say_everything_again(tmp_path: Path) -> None:
+    key = f"tag {REGISTRY}/app:1"
+    async with Replicas(tmp_path) as replicas:
+        leader, follower = await replicas.start(), await replicas.start()
+        here, there = await replicas.agent(leader), await replicas.agent(follower)
+        assert isinstance(await here.client.ask(key, 20), wire.Fetch)
+        asking = asyncio.ensure_future(there.client.ask(key, 20))
+        await asyncio.sleep(0.1)
+        begun = time.monotonic()
+        await replicas.stop(leader)
+        await there.hears(wire.Welcome, 2)
+        assert isinstance(await asking, wire.Fetch)  # asked again for it: nobody waits for an answer that was lost
+        assert follower.leading is not None and time.monotonic() - begun < 10
+        there.say(join("blob"))
+        await there.hears(wire.Lease)
+
+
+async def test_an_agent_that_moves_to_another_replica_has_one_session(tmp_path: Path) -> None:
+    async with Replicas(tmp_path) as replicas:
+        leader, follower = await replicas.start(), await replicas.start()
+        agent = await replicas.agent(leader)
+        again = Agent(follower.url, "moved", agent.key)
+        replicas.agents.append(again)
+        await until(lambda: again.client.connected and not agent.client.connected)
+        assert leader.leading.nodes == 1
+        again.say(join("blob"))
+        await again.hears(wire.Lease)
+
+
+async def test_a_replica_that_is_gone_takes_its_agents_with_it(tmp_path: Path) -> None:
+    async with Replicas(tmp_path) as replicas:
+        leader, follower = await replicas.start(), await replicas.start()
+        await replicas.agent(leader)
+        away = await replicas.agent(follower)
+        await until(lambda: leader.leading.nodes == 2)
+        await away.stop()
+        await until(lambda: leader.leading.nodes == 1)
+        await replicas.agent(follower)
+        await until(lambda: leader.leading.nodes == 2)
+        await replicas.stop(follower)
+        await until(lambda: leader.leading.nodes == 1)
+
+
+async def test_without_redis_links_stay_health_says_so_and_all_recovers_by_itself(tmp_path: Path) -> None:
+    async with Replicas(tmp_path) as replicas:
+        leader, follower = await replicas.start(), await replicas.start()
+        here, there = await replicas.agent(leader), await replicas.agent(follower)
+        replicas.redis.kill()
+        await until(lambda: leader.reach.trouble and follower.reach.trouble)
+        for tracker, role in ((leader, "leads"), (follower, "follows")):
+            status, document = await replicas.health(tracker)
+            assert (status, document["state"], document["role"]) == (200, "unreachable", role)
+        async with replicas.http.get(follower.url + "/metrics") as answer:
+            assert "p2pdist_tracker_state_reachable 0.0" in await answer.text()
+        here.say(join("blob"))
+        there.say(join("blob"))
+        await here.hears(wire.Joined)
+        await there.hears(wire.Joined)
+        replicas.redis.start()
+        await until(lambda: not leader.reach.trouble and not follower.reach.trouble)
+        assert (await replicas.health(follower))[1]["state"] == "ok"
+        assert await replicas.settled() is leader  # who led goes on, though Redis has forgotten it
+        assert len(there.got(wire.Welcome)) == 1
+
+
+async def test_without_redis_and_leader_the_lowest_survivor_leads_and_the_others_follow_it(tmp_path: Path) -> None:
+    async with Replicas(tmp_path) as replicas:
+        for _ in range(4):
+            await replicas.start()
+        leader = await replicas.settled()
+        replicas.redis.kill()
+        survivors = [tracker for tracker in replicas.running if tracker is not leader]
+        agents = [await replicas.agent(tracker) for tracker in survivors]
+        await replicas.stop(leader)
+        assert await replicas.settled() is min(survivors, key=lambda tracker: tracker.replica.memory.me)
+        for agent in agents:
+            await agent.hears(wire.Welcome, 2)
+            agent.say(join("blob"))
+            await agent.hears(wire.Joined)
+        replicas.redis.start()
+        await until(lambda: not any(tracker.reach.trouble for tracker in survivors))
+        await replicas.settled()
+
+
+async def test_two_that_lead_without_redis_become_one_when_they_meet(tmp_path: Path) -> None:
+    """A replica that starts while Redis is down knows of nobody, leads, and is found by the one that did all along."""
+    async with Replicas(tmp_path) as replicas:
+        leader = await replicas.start()
+        follower = await replicas.start(port=free_port())
+        await replicas.settled()
+        replicas.redis.kill()
+        await replicas.stop(follower)
+        again = await replicas.start(port=follower.port)
+        agent = await replicas.agent(again)
+        assert await replicas.settled() is leader
+        assert again.replica.follows
+        await until(lambda: leader.leading.nodes == 1)
+        agent.say(join("blob"))
+        await agent.hears(wire.Lease)
+
+
+async def test_two_that_lead_become_one_when_redis_is_back(tmp_path: Path) -> None:
+    async with Replicas(tmp_path) as replicas:
+        replicas.redis.kill()
+        await replicas.start()
+        await replicas.start()
+        assert len(replicas.leaders) == 2  # neither knows of the other
+        agents = [await replicas.agent(tracker) for tracker in replicas.running]
+        replicas.redis.start()
+        leader = await replicas.settled()
+        await until(lambda: leader.leading.nodes == len(agents))
+
+
+async def test_replicas_with_different_keys_are_no_replicas_of_one_tracker(tmp_path: Path) -> None:
+    async with Replicas(tmp_path) as replicas:
+        await replicas.start()
+        with pytest.raises(ConfigError, match="other keys"):
+            await replicas.start(data_directory=str(tmp_path / "own"))
+
+
+async def test_where_others_reach_a_replica_must_be_said_if_it_listens_everywhere(tmp_path: Path) -> None:
+    async with Replicas(tmp_path) as replicas:
+        with pytest.raises(ConfigError, match=r"state\.address"):
+            await replicas.start(host="0.0.0.0")
+        with pytest.raises(ConfigError, match="authority_directory"):
+            await replicas.start(data_directory="")
+        state = StateSettings(url=replicas.redis.url, address="127.0.0.1")
+        tracker = await replicas.start(host="0.0.0.0", state=state)
+        assert tracker.replica.memory.address == f"127.0.0.1:{tracker.port}"
+
+
+async def test_a_ban_reaches_agents_of_every_replica_and_keeps_the_node_out_everywhere(tmp_path: Path) -> None:
+    async with Replicas(tmp_path) as replicas:
+        leader, follower = await replicas.start(), await replicas.start()
+        good, bad = await replicas.agent(leader), await replicas.agent(follower)
+        state = open_state(replicas.redis.url)  # as a command line does it
+        await Facts(state).ban(Ban(bad.node, time.time() + 600, "test"))
+        assert "banned" in (await bad.hears(wire.Rejected)).reason
+        assert (await good.hears(wire.Banned)).node == bad.node
+        await until(lambda: follower.book.until(time.time(), bad.node) and not bad.client.connected)
+        await Facts(state).lift(bad.node)
+        await until(lambda: bad.client.connected)
+        assert await state.all("bans") == {}
+        await state.close()
+
+
+async def test_a_ban_without_redis_is_in_force_at_once_outlives_the_leader_and_is_written_later(
+    tmp_path: Path,
+) -> None:
+    async with Replicas(tmp_path) as replicas:
+        leader, follower = await replicas.start(), await replicas.start()
+        good, bad = await replicas.agent(follower), await replicas.agent(follower)
+        replicas.redis.kill()
+        now = time.time()
+        leader.leading.dispatch(leader.leading.cluster.ban(now, bad.node, now + 600, "votes", b"proof"))
+        assert "banned" in (await bad.hears(wire.Rejected)).reason
+        await good.hears(wire.Banned)
+        await replicas.stop(leader)
+        await until(lambda: follower.leading is not None)
+        assert follower.leading.cluster.banned(time.time(), bad.node) is not None
+        replicas.redis.start()
+        state = open_state(replicas.redis.url)
+        async with asyncio.timeout(30):
+            while set(await Facts(state).bans()) != {bad.node}:
+                await asyncio.sleep(0.05)
+        await state.close()
