@@ -278,7 +278,7 @@ class Enrolment:
         ):
             try:
                 got = msgspec.json.decode(await _body(answer), type=Answer)
-            except msgspec.DecodeError as error:
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
                 raise InputError(f"the tracker's answer is no certificate: {error}") from error
         certificate = got.certificate.encode()
         self._check(certificate, authority)

@@ -184,5 +184,5 @@ class Enrolment:
         """The body. Bounded by the application's `client_max_size` while it comes."""
         try:
             return msgspec.json.decode(await request.read(), type=Ask)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise self._refuse(request, 400, f"not a request for a certificate: {error}") from error

@@ -163,7 +163,7 @@ class Webhooks:
                 raise web.HTTPRequestEntityTooLarge(MAX_BODY, len(body))
         try:
             images = pushed(bytes(body), self._rules.registry)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             log.warning("a registry's report can't be read", path=request.path, error=str(error))
             return web.json_response({"error": "not a report that this tracker knows"}, status=400)
         started = []

@@ -118,7 +118,7 @@ class AdminServer:
         try:
             asked = msgspec.json.decode(await request.read(), type=_Import)
             images = await self._importer(Path(asked.directory), asked.name)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             return web.Response(status=400, text=f"not a question that this agent knows: {error}")
         except P2pdistError as error:
             return web.Response(status=400 if isinstance(error, InputError) else 500, text=str(error))
@@ -137,7 +137,7 @@ class AdminServer:
                 await self._keeper.add(asked.images)
             elif not await self._keeper.remove(asked.images):
                 return web.Response(status=404, text=f"{written} is not kept by `p2pdist keep`")
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             return web.Response(status=400, text=f"not a question that this agent knows: {error}")
         except P2pdistError as error:
             return web.Response(status=400 if isinstance(error, InputError) else 500, text=str(error))

@@ -94,7 +94,7 @@ class FrameReader:
                 break
             try:
                 frames.append(_decoder.decode(memoryview(self._buffer)[start + 4 : start + 4 + length]))
-            except msgspec.DecodeError as error:
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
                 raise ProtocolError(f"not a control frame: {error}") from error
             start += 4 + length
         if start:

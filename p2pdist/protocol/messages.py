@@ -497,5 +497,5 @@ def _decode(decoder: msgspec.msgpack.Decoder[list[T]], frame: bytes) -> list[T]:
         raise ProtocolError(f"a frame of {len(frame)} bytes; at most {limits.MAX_TRACKER_FRAME} are taken")
     try:
         return decoder.decode(frame)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ProtocolError(f"not a frame of this protocol: {error}") from error

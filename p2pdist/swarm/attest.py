@@ -30,7 +30,7 @@ def unpack(data: bytes) -> Attestation:
     """The reverse of `pack`; ProtocolError if it is not one."""
     try:
         return _decoder.decode(data)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ProtocolError(f"not an attestation: {error}") from error
 
 

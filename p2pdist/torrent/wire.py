@@ -146,7 +146,7 @@ class FrameReader:
             body = memoryview(self._buffer)[start + _LENGTH.size : start + _LENGTH.size + length]
             try:
                 frames.append(_decoder.decode(body))
-            except msgspec.DecodeError as error:
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
                 raise ProtocolError(f"not a control frame: {error}") from error
             finally:
                 body.release()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
@@ -11,14 +12,35 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from support.fleet import Fleet, until
+from town import Town
 
 from p2pdist.enrol import Enrolment
-from p2pdist.mesh.wire import UPGRADE, Alive, Open, bitmap, encode
-from p2pdist.pki import JoinToken, TlsCredentials
+from p2pdist.mesh.wire import UPGRADE, Alive, FrameReader, Open, bitmap, encode
+from p2pdist.pki import Authority, JoinToken, Role, TlsCredentials
 from p2pdist.protocol import messages as wire
 from p2pdist.protocol.chunks import chunk_count
 from p2pdist.swarm.attest import Attestor, pack, to_header
 from p2pdist.tracker_client import TrackerClient
+
+LINK = f"GET /v1/link HTTP/1.1\r\nHost: peer\r\nConnection: Upgrade\r\nUpgrade: {UPGRADE}\r\n"
+LINK += f"P2pdist-Node: {'ab' * 32}\r\nP2pdist-Port: 1\r\nP2pdist-Host: 127.0.0.1\r\n\r\n"
+
+
+def holder(
+    authority: Authority,
+    trusted: Authority,
+    role: Role = Role.NODE,
+    age: float = 0.0,
+    key: Ed25519PrivateKey | None = None,
+) -> TlsCredentials:
+    """Somebody with a certificate of `authority`, issued `age` seconds ago for an hour, who trusts `trusted`."""
+    key = key or Ed25519PrivateKey.generate()
+    tls = TlsCredentials()
+    certificate = authority.issue(key.public_key(), role, {}, time.time() - age, 3600)
+    tls.use(certificate, key, authority.pem)
+    if trusted is not authority:
+        tls.client.load_verify_locations(cadata=trusted.pem.decode())
+    return tls
 
 
 class Request:
@@ -48,20 +70,25 @@ class Rogue:
 
     def __init__(
         self,
-        fleet: Fleet,
+        fleet: Fleet | Town,
         directory: Path,
         blobs: dict[str, bytes],
         answer: Answer,
         host: str,
         *,
         says: tuple[str, int] | None = None,
+        holds: bool = True,
+        hear: Callable[[Rogue, Any], None] | None = None,
     ) -> None:
+        self._holds = holds  # it says that it has the blobs whole
+        self._react = hear  # what else it does about what the tracker says
         self._says = says  # where it says that it is reached
         self.key = Ed25519PrivateKey.generate()
         self.attestor = Attestor(self.key)
         self.node = self.attestor.node
         self.blobs = blobs
         self.asked = 0
+        self.leased: set[tuple[str, int]] = set()
         self.heard: list[Any] = []
         self.on_link: Callable[[asyncio.StreamWriter], Awaitable[None]] | None = None
         self._fleet, self._directory, self._answer, self._host = fleet, directory, answer, host
@@ -83,7 +110,8 @@ class Rogue:
         )  # fmt: skip
         self._spawn(self.client.run())
         await until(lambda: self.client.connected)
-        self.client.send(wire.Holds(list(self.blobs)))
+        if self._holds:
+            self.client.send(wire.Holds(list(self.blobs)))
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -101,6 +129,16 @@ class Rogue:
         self.heard.append(message)
         if isinstance(message, wire.Welcome):
             self.attestor.join(message.membership, message.cluster_key)
+        if self._react is not None:
+            self._react(self, message)
+
+    def cut(self, digest: str) -> int:
+        """The chunk size that the tracker said."""
+        for message in self.heard:
+            for swarm in message.swarms if isinstance(message, wire.Joined) else ():
+                if swarm.digest == digest:
+                    return swarm.chunk_size
+        raise KeyError(digest)
 
     def attest(self, request: Request, sha256: bytes) -> bytes:
         """Its own signed statement, true or not."""
@@ -142,26 +180,16 @@ class Rogue:
         )
         if self.on_link is not None:
             await self.on_link(writer)
-        sizes: dict[str, int] = {}
-        for message in self.heard:
-            if isinstance(message, wire.Joined):
-                sizes |= {swarm.digest: swarm.chunk_size for swarm in message.swarms}
-        for number, (digest, data) in enumerate(self.blobs.items()):
-            size = sizes.get(digest) or self._fleet_chunk_size(digest)
-            count = chunk_count(len(data), size)
-            writer.write(encode(Open(number, digest, len(data), size, bitmap((1 << count) - 1, count))))
-        await writer.drain()
-        while await reader.read(65536):
+        frames, opened = FrameReader(), 0
+        while data := await reader.read(65536):
+            for frame in frames.feed(data):
+                if isinstance(frame, Open) and frame.digest in self.blobs:  # cut as the victim says
+                    count = chunk_count(frame.size, frame.chunk_size)
+                    everything = bitmap((1 << count) - 1, count)
+                    writer.write(encode(Open(opened, frame.digest, frame.size, frame.chunk_size, everything)))
+                    opened += 1
             writer.write(encode(Alive()))
             await writer.drain()
-
-    def _fleet_chunk_size(self, digest: str) -> int:
-        """What the victims use for this blob: an attacker would hear it on the link."""
-        for node in self._fleet.nodes:
-            exchange = node.agent._engine._exchanges.get(digest)
-            if exchange is not None:
-                return exchange.chunk_size
-        return 64 * 1024
 
 
 async def has_nothing(rogue: Rogue, request: Request) -> None:

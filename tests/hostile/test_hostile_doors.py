@@ -13,28 +13,15 @@ from typing import Any
 
 import aiohttp
 import pytest
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from rogue import Rogue, has_nothing
+from rogue import LINK, Rogue, has_nothing, holder
 from support.fleet import Fleet, Node, until
 from support.registry import FakeRegistry, noise
 
-from p2pdist.mesh.wire import UPGRADE
 from p2pdist.pki import Authority, Role, TlsCredentials
 from p2pdist.protocol import limits
 from p2pdist.protocol import messages as wire
 
 MIB = 1 << 20
-
-
-def holder(authority: Authority, trusted: Authority, role: Role = Role.NODE, age: float = 0.0) -> TlsCredentials:
-    """Somebody with a certificate of `authority`, issued `age` seconds ago for an hour, who trusts `trusted`."""
-    key = Ed25519PrivateKey.generate()
-    tls = TlsCredentials()
-    certificate = authority.issue(key.public_key(), role, {}, time.time() - age, 3600)
-    tls.use(certificate, key, authority.pem)
-    if trusted is not authority:
-        tls.client.load_verify_locations(cadata=trusted.pem.decode())
-    return tls
 
 
 def authority_of(fleet: Fleet) -> Authority:
@@ -64,10 +51,6 @@ async def asked(node: Node, context: ssl.SSLContext | None, request: str) -> byt
         writer.close()
         with suppress(OSError, ssl.SSLError):
             await writer.wait_closed()
-
-
-LINK = f"GET /v1/link HTTP/1.1\r\nHost: peer\r\nConnection: Upgrade\r\nUpgrade: {UPGRADE}\r\n"
-LINK += f"P2pdist-Node: {'ab' * 32}\r\nP2pdist-Port: 1\r\nP2pdist-Host: 127.0.0.1\r\n\r\n"
 
 
 @pytest.mark.parametrize("who", ["expired", "foreign", "plain", "nobody", "tracker", "admin", "banned"])

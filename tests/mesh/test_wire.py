@@ -49,6 +49,13 @@ def test_any_bytes_on_a_control_link_are_frames_or_an_error(data: bytes) -> None
         FrameReader().feed(data)
 
 
+def test_text_that_is_not_utf8_is_an_error_like_any_other() -> None:
+    """Found by the fuzzer: the decoder raises something else then."""
+    body = b"\x96\xa1o\x01\xa2\xff\xfe\x05\xcd\x80\x00\xc4\x01\x01"
+    with pytest.raises(ProtocolError):
+        FrameReader().feed(len(body).to_bytes(4, "big") + body)
+
+
 def test_an_endless_frame_is_refused_by_its_length() -> None:
     with pytest.raises(ProtocolError, match="at most"):
         FrameReader().feed(b"\x7f\xff\xff\xff")

@@ -227,8 +227,11 @@ async def test_without_a_certificate_only_health_and_enrolment_answer(tmp_path: 
 
 @pytest.mark.parametrize(
     "body",
-    [b"", b"{", b'{"request": 3}', b'{"request": "x", "secret": "zz"}', b'{"request": "x", "more": 1}', b"[" * 1000],
-)
+    [
+        b"", b"{", b'{"request": 3}', b'{"request": "x", "secret": "zz"}', b'{"request": "x", "more": 1}', b"[" * 1000,
+        b'{"request": "\xff\xfe"}', b"[" * 20_000,
+    ],
+)  # fmt: skip
 async def test_malformed_enrolments_are_refused_in_words(tmp_path: Path, body: bytes) -> None:
     async with tracker(tmp_path / "t") as running, aiohttp.ClientSession() as http:
         stranger = TlsCredentials()
