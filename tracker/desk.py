@@ -140,7 +140,8 @@ class DeskPages:
         by = self._who(request)
         try:
             order = msgspec.json.decode(await request.read(), type=Order)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:  # what was sent is not repeated: there may be a password in it
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            # what was sent is not repeated: there may be a password in it
             return _error(400, f"not an order: {error}")
         try:
             job = await self._desk.take(order, by)

@@ -159,7 +159,7 @@ class ServiceAccounts:
             status = msgspec.json.decode(raw, type=_Review).status
         except (aiohttp.ClientError, OSError, TimeoutError, UnicodeDecodeError) as error:
             raise ReviewUnavailable(f"the API server can't be asked: {error or type(error).__name__}") from error
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        except (msgspec.DecodeError, RecursionError) as error:
             raise ReviewUnavailable(f"the API server's answer is no TokenReview: {error}") from error
         if status is None:
             raise ReviewUnavailable("the API server's answer has no status")
