@@ -24,6 +24,7 @@ from p2pdist.config import AgentConfig
 from p2pdist.engines import carriers, engine_status, make_engine, said_labels
 from p2pdist.enrol import Enrolment
 from p2pdist.errors import ConfigError, OperationError, StorageError, TrackerError
+from p2pdist.mesh.engine import MeshEngine
 from p2pdist.mirror import Access, MirrorServer, MirrorSettings, mirror_tls, read_passwords
 from p2pdist.oci import Reference
 from p2pdist.orders import Orders
@@ -97,7 +98,13 @@ class Agent:
             self._upstreams = await stack.enter_async_context(make_upstreams(config))
             self._engine = make_engine(config, self._attestor, key, self._enrolment)
             self._swarms = SwarmService(
-                self._store, self._upstreams.registry, self._engine, self._attestor, self._session, SwarmSettings()
+                self._store,
+                self._upstreams.registry,
+                self._engine,
+                self._attestor,
+                self._session,
+                SwarmSettings(),
+                carry=self._engine.carry if isinstance(self._engine, MeshEngine) else None,
             )
             try:
                 await self._engine.start(self._swarms)

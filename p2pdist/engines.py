@@ -44,6 +44,8 @@ def said_labels(config: AgentConfig, engine: Engine) -> dict[str, str]:
     said: dict[str, str] = {}
     if isinstance(engine, GatewayEngine):
         said[labels.GATEWAY] = str(engine.outer.port)
+    if isinstance(engine, MeshEngine) and config.node.label_map.get(labels.ZONE):
+        said[labels.CROSSING] = labels.LEASES
     if config.site.far_from_upstream:
         said[labels.UPSTREAM] = labels.FAR
     own = {key: value for key, value in config.node.label_map.items() if key not in (labels.GATEWAY, labels.UPSTREAM)}
@@ -87,7 +89,8 @@ def _inner(config: AgentConfig, attestor: Attestor, key: Ed25519PrivateKey, enro
     if config.peer.engine == "bittorrent":
         return _bittorrent('peer.engine = "bittorrent"', config, attestor, key, enrolment)
     peer = config.peer
-    settings = MeshSettings(host=peer.host, port=peer.port, advertise=peer.advertise_host or "")
+    zone = config.node.label_map.get(labels.ZONE, "") if not config.site.gateway else ""
+    settings = MeshSettings(host=peer.host, port=peer.port, advertise=peer.advertise_host or "", zone=zone)
     if enrolment is None:
         return MeshEngine(attestor.node, TcpNetwork(), settings, random.Random())
     tls = enrolment.credentials

@@ -1,6 +1,7 @@
 """Leases of chunks: who reads what from upstream next, and what comes back. Pure.
 
-Rules (swarm design page, "Leases"): each missing chunk is read by one node; nodes take turns; at most
+Where nodes are in zones, `tracker.zones` says which chunks a zone may read from upstream, and from where else it gets
+the others. Rules (swarm design page, "Leases"): each missing chunk is read by one node; nodes take turns; at most
 `leases_per_node` each; the credit comes back when half of the lease has arrived; credits are bounded per rollout
 (growing) and per upstream registry; earlier blobs of a rollout first. Nothing here looks at all nodes or all chunks.
 """
@@ -15,6 +16,7 @@ from p2pdist.protocol import messages
 from tracker.bitmaps import indexes, lowest, run_length, span
 from tracker.model import Lease, Node, Registry, Rollout, Seat, State, Swarm
 from tracker.timers import Outbox
+from tracker.zones import Zones
 
 PACE_WEIGHT = 0.1  # of the newest measurement in the average
 LONGEST_BACK_OFF = 8.0  # seconds
@@ -27,6 +29,7 @@ class Leases:
         self._state = state
         self._rules = state.rules
         self._idle = idle
+        self._zones = Zones(state)
 
     # --- granting ---
 
@@ -47,7 +50,25 @@ class Leases:
         """Something has changed: let the rollout, and those that wait for the same registry, have leases in turn."""
         registry = rollout.registry
         registry.queue[rollout] = None
+        for other in rollout.family.rollouts if len(rollout.family.rollouts) > 1 or rollout.zone else ():
+            registry.queue[other] = None
+            self._carry(now, other, out)
         self._serve(now, registry, out)
+
+    def spread(self, now: float, swarm: Swarm, out: Outbox) -> None:
+        """What is known in one zone has changed: others may get it from there, or must look elsewhere."""
+        for sibling in tuple(swarm.siblings):
+            self.want(now, sibling.rollout, out)
+
+    def _carry(self, now: float, rollout: Rollout, out: Outbox) -> None:
+        for swarm in islice(rollout.swarms, rollout.cursor, None):
+            while swarm.missing and swarm.apart and swarm.alone is None and not swarm.closing:
+                found = self._zones.next(now, swarm) if now >= swarm.hold_until else None
+                if found is None:
+                    break
+                seat, index, source = found
+                self._book(now, seat, index, 1, source)
+                out.append((seat.node.id, messages.Lease(swarm.digest, index, 1, source=source.peer)))
 
     def _serve(self, now: float, registry: Registry, out: Outbox) -> None:
         if now < registry.paused_until:
@@ -65,9 +86,10 @@ class Leases:
             rollout.cursor += 1
         for swarm in islice(swarms, rollout.cursor, None):
             if swarm.missing and self._leasable(now, swarm):
-                seat = self._next_seat(now, swarm)
+                wanted = self._zones.readable(swarm) if swarm.apart else swarm.missing
+                seat = self._next_seat(now, swarm, wanted) if wanted else None
                 if seat is not None:
-                    self._lease(now, seat, out)
+                    self._lease(now, seat, wanted, out)
                     return True
         return False
 
@@ -76,7 +98,7 @@ class Leases:
             return False
         return not swarm.lone or now < swarm.born + self._rules.alone_after
 
-    def _next_seat(self, now: float, swarm: Swarm) -> Seat | None:
+    def _next_seat(self, now: float, swarm: Swarm, wanted: int) -> Seat | None:
         """The next node in turn; those that can't take a lease now leave the ring until they can."""
         ring, readers = swarm.turns()
         if not swarm.turned:  # every blob of an image starts at another node: the first ones would read most
@@ -97,13 +119,13 @@ class Leases:
             else:
                 ring.append(seat)
                 # at most one seat avoids all that is missing: a chunk is avoided by one seat
-                if swarm.missing & ~seat.avoided or readers <= 1:
+                if wanted & ~seat.avoided or readers <= 1:
                     return seat
         return None
 
-    def _lease(self, now: float, seat: Seat, out: Outbox) -> None:
+    def _lease(self, now: float, seat: Seat, missing: int, out: Outbox) -> None:
         swarm, node = seat.swarm, seat.node
-        wanted = swarm.missing & ~seat.avoided or swarm.missing
+        wanted = missing & ~seat.avoided or missing
         first = lowest(wanted)
         count = run_length(wanted, first, self._rules.run)
         self._book(now, seat, first, count)
@@ -121,24 +143,30 @@ class Leases:
         if room and swarm.missing >> index & 1 and swarm.alone is None:
             self._book(now, seat, index, 1)
 
-    def _book(self, now: float, seat: Seat, first: int, count: int) -> None:
+    def _book(self, now: float, seat: Seat, first: int, count: int, source: Node | None = None) -> None:
         swarm, node = seat.swarm, seat.node
         rollout = swarm.rollout
         chunks = span(first, count)
-        lease = Lease(seat, first, count, chunks, now, now + self._timeout(rollout.registry))
+        lease = Lease(seat, first, count, chunks, now, now + self._timeout(rollout, source))
         swarm.missing &= ~chunks
         swarm.leased |= chunks
         for index in range(first, first + count):
             swarm.leases[index] = lease
         seat.leases.append(lease)
-        rollout.load[node] = rollout.load.get(node, 0) + 1
-        rollout.credits_out += 1
-        rollout.registry.credits_out += 1
-        self._state.counters.granted += 1
+        if source is not None:
+            lease.source = source
+            self._zones.booked(lease)
+        else:
+            rollout.load[node] = rollout.load.get(node, 0) + 1
+            rollout.credits_out += 1
+            rollout.registry.credits_out += 1
+            self._state.counters.granted += 1
         self._state.timers.at(lease.deadline, partial(self._expire, lease))
 
-    def _timeout(self, registry: Registry) -> float:
-        return max(self._rules.lease_timeout, self._rules.lease_timeout_factor * registry.pace)
+    def _timeout(self, rollout: Rollout, source: Node | None) -> float:
+        pace = rollout.carry_pace if source is not None else rollout.registry.pace
+        least = self._rules.carry_timeout if source is not None else self._rules.lease_timeout
+        return max(least, self._rules.lease_timeout_factor * pace)
 
     # --- what comes back ---
 
@@ -152,14 +180,20 @@ class Leases:
         """`halves` half chunks of the lease have arrived."""
         rollout = lease.seat.swarm.rollout
         registry = rollout.registry
-        rollout.failures = lease.seat.node.strikes = 0
+        if lease.source is None:
+            rollout.failures = lease.seat.node.strikes = 0
         lease.progress = max(lease.progress, halves)
         lease.touched = now
-        lease.deadline = max(lease.deadline, now + self._timeout(registry))  # its timer is set for the earlier one
+        late = now + self._timeout(rollout, lease.source)
+        lease.deadline = max(lease.deadline, late)  # its timer is set for the earlier one
         if lease.credit and lease.progress >= lease.count:
             took = now - lease.granted
-            registry.pace += (took - registry.pace) * (PACE_WEIGHT if registry.pace else 1.0)
-            rollout.window = min(self._rules.credits, rollout.window + 1)
+            if lease.source is not None:
+                rollout.carry_pace += (took - rollout.carry_pace) * (PACE_WEIGHT if rollout.carry_pace else 1.0)
+            else:
+                self._zones.read(lease, took)
+                registry.pace += (took - registry.pace) * (PACE_WEIGHT if registry.pace else 1.0)
+                rollout.window = min(self._rules.credits, rollout.window + 1)
             self._credit(lease)
             self.want(now, rollout, out)
 
@@ -168,6 +202,9 @@ class Leases:
             return
         lease.credit = False
         rollout = lease.seat.swarm.rollout
+        if lease.source is not None:
+            rollout.carrying -= 1
+            return
         rollout.credits_out -= 1
         rollout.registry.credits_out -= 1
 
@@ -196,6 +233,11 @@ class Leases:
         self._end(now, lease, out)
         self.want(now, swarm.rollout, out)
 
+    def not_given(self, now: float, lease: Lease, out: Outbox) -> None:
+        """The node of another zone that was to give the chunk doesn't: it is had from elsewhere."""
+        self._zones.failed(lease)
+        self.take_back(now, lease, out, delay=self._rules.retry_after_failure)
+
     def _forget(self, lease: Lease, index: int) -> None:
         swarm = lease.seat.swarm
         lease.left &= ~(1 << index)
@@ -207,6 +249,11 @@ class Leases:
         seat = lease.seat
         seat.leases.remove(lease)
         rollout, node = seat.swarm.rollout, seat.node
+        if lease.source is not None:
+            self._zones.ended(lease)
+            if not seat.swarm.leases:
+                self._idle(now, seat.swarm, out)
+            return
         load = rollout.load[node] - 1
         if load:
             rollout.load[node] = load

@@ -23,7 +23,20 @@ def pick(state: State, node: Node, swarms: Sequence[Swarm], count: int) -> list[
         if share >= count:
             break
     across = {peer: info for swarm in swarms for peer, info in gateways.across(swarm, node)}
-    return list((across | chosen).values())
+    links = _other_zones(state, swarms) if any(swarm.apart for swarm in swarms) else {}
+    near = list((across | chosen).values())
+    return near[: count - len(links)] + list(links.values()) if links else near
+
+
+def _other_zones(state: State, swarms: Sequence[Swarm]) -> dict[Node, PeerInfo]:
+    """A few nodes of other zones: nothing is fetched from them but under leases, and in a time without a tracker."""
+    links: dict[Node, PeerInfo] = {}
+    for swarm in swarms:
+        for roster in (*(sibling.members for sibling in swarm.siblings), swarm.everywhere):
+            for peer in roster.sample(state.rng, state.rules.zone_links):
+                if peer.zone != swarm.rollout.zone and len(links) < state.rules.zone_links:
+                    links[peer] = peer.peer
+    return links
 
 
 def _draw(state: State, node: Node, swarm: Swarm, count: int, chosen: dict[Node, PeerInfo]) -> None:

@@ -9,6 +9,7 @@ from tracker.seats import Seats
 from tracker.timers import Outbox
 
 MISSED_FOR = 30.0  # seconds after which an earlier Miss no longer counts
+SLOW = 2.5  # seconds that the first half of the first chunk from another zone may take
 PACES = 4.0  # a missed lease is late after so many times the usual
 
 
@@ -98,6 +99,8 @@ class Rescue:
                 if source is not None and source.live and source is not seat.node:
                     sources[source] = None
         self._lease_again(now, swarm, orphans, out)
+        if swarm.apart:
+            self._seats.leases.want(now, swarm.rollout, out)
         for holder in swarm.holders.sample(self._state.rng, 2):
             sources[holder] = None
         if sources:
@@ -119,7 +122,8 @@ class Rescue:
         self._seats.leases.want(now, swarm.rollout, out)
 
     def _late(self, now: float, lease: Lease) -> bool:
-        pace = lease.seat.swarm.rollout.registry.pace
+        rollout = lease.seat.swarm.rollout
+        pace = rollout.registry.pace if lease.source is None else rollout.carry_pace or SLOW
         return now - lease.touched >= max(self._rules.miss_patience, PACES * pace)
 
     def _missed_again(self, now: float, seat: Seat, index: int) -> bool:

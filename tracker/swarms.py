@@ -12,9 +12,12 @@ import random
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from msgspec import structs
+
+from p2pdist.protocol import labels as names
 from p2pdist.protocol import messages
 from p2pdist.protocol.messages import PeerInfo
-from tracker import gateways, neighbours
+from tracker import gateways, neighbours, zones
 from tracker.bitmaps import from_wire
 from tracker.model import Counters, Node, Seat, State, Swarm
 from tracker.rescue import Rescue
@@ -62,7 +65,8 @@ class Swarms:
     ) -> Outbox:
         """A node's session begins; `address` is where it comes from. An older session of the node ends."""
         out = self.disconnected(now, peer.node)
-        node = Node(peer, address, *gateways.place(labels))
+        zone = labels.get(names.ZONE, "") if labels.get(names.CROSSING) == names.LEASES else ""
+        node = Node(structs.replace(peer, zone=zone) if zone else peer, address, *gateways.place(labels), zone)
         self._state.nodes[peer.node] = node
         if node.gateway:
             self._state.sites.setdefault(node.site, {})[node] = None
@@ -202,8 +206,12 @@ class Swarms:
         swarm.votes.clear()
         lease = self._leases.find(node, message.digest, message.index)
         if lease is not None:
-            self.counters.bytes_read += swarm.chunk_size
+            if lease.source is None:
+                self.counters.bytes_read += swarm.chunk_size
+            else:
+                self.counters.bytes_carried += swarm.chunk_size
             self._leases.arrived(now, lease, message.index, out)
+        self._leases.spread(now, swarm, out)
         return out
 
     def returned(self, now: float, node_id: bytes, message: messages.Returned) -> Outbox:
@@ -230,6 +238,9 @@ class Swarms:
         if lease is None and (swarm.alone is None or swarm.alone.node is not node):
             return out
         self.counters.failed += 1
+        if lease is not None and lease.source is not None:
+            self._leases.not_given(now, lease, out)
+            return out
         if message.retry_after > 0 or message.status == 429:
             self._leases.throttle(now, swarm.rollout.registry, message.retry_after or 1.0, out)
         refused = message.final and message.status in REFUSALS
@@ -238,7 +249,7 @@ class Swarms:
             swarm.denied.add(node)
             if refused:
                 swarm.votes[node] = message.status
-            if len(swarm.votes) >= 2 or len(swarm.denied) >= len(swarm.members):
+            if zones.refused(swarm):
                 self._gone(now, swarm, message.status, out)
                 return out
         delay = 0.0 if refused else self._leases.failed(now, seat, min(message.index, swarm.count - 1), out)
@@ -269,6 +280,9 @@ class Swarms:
         if not swarm.over:
             self._streams.reconsider(now, swarm, out)
             self._leases.want(now, swarm.rollout, out)
+        for sibling in tuple(swarm.siblings):
+            if not sibling.over and zones.refused(sibling):
+                self._gone(now, sibling, status, out)
 
     def miss(self, now: float, node_id: bytes, message: messages.Miss) -> Outbox:
         """A node and its neighbours lack these chunks, and nothing comes."""

@@ -175,6 +175,11 @@ class Decisions(Generic[Peer]):
         if blob in self._blobs:
             self._blobs[blob].claims[index] = now
 
+    def unclaimed(self, blob: BlobKey, index: int) -> None:
+        """A node of another zone has what it claimed: this zone need not wait for it any more."""
+        if blob in self._blobs:
+            self._blobs[blob].claims.pop(index, None)
+
     # --- fetching ------------------------------------------------------------------------------------------------
 
     def pump(self, now: float) -> list[Ask[Peer]]:

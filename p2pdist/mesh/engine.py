@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Iterable
+from functools import partial
 
 import structlog
 
 from p2pdist.errors import PeerError, ProtocolError, SignerRefused, StorageError
+from p2pdist.mesh.carrying import Carrier
 from p2pdist.mesh.control import ControlLink, OpenBlob
 from p2pdist.mesh.decide import Ask, Decisions, Turn, bits
 from p2pdist.mesh.fetching import Fetch, Outbound
@@ -74,6 +76,14 @@ class MeshEngine:
         self._reading: set[tuple[str, int]] = set()  # chunks on their way from upstream
         self._pace = (0.0, 0)  # when that many bytes had come
         self._complained = 0.0
+        self._carrier = Carrier(
+            self._reach,
+            lambda peer: self._near.dial([peer]),
+            self._request_head,
+            self._count_in,
+            self._refused,
+            self._knobs.stall,
+        )
         self._pumping = False
 
     # --- life ----------------------------------------------------------------------------------------------------
@@ -104,6 +114,7 @@ class MeshEngine:
             for outbound in idle:
                 outbound.close()
         self._idle.clear()
+        self._carrier.close()
         await self._scope.stop()
 
     @property
@@ -173,6 +184,9 @@ class MeshEngine:
         """The tracker went away when the cluster had `nodes` nodes; None: it is back."""
         self._orphaned = None if nodes is None else (self._loop.time(), nodes)
         if nodes is not None:
+            for link in self._other_zones():
+                for exchange in self._exchanges.values():
+                    self._open_on(link, exchange)
             self._tick_soon()
 
     # --- links ---------------------------------------------------------------------------------------------------
@@ -200,7 +214,8 @@ class MeshEngine:
 
     def link_up(self, link: ControlLink) -> None:
         """A link is open."""
-        self._decide.link_up(link.peer.node)
+        if not self._near.foreign(link.peer.node):
+            self._decide.link_up(link.peer.node)
         for exchange in self._exchanges.values():
             self._open_on(link, exchange)
         self._tick_soon()
@@ -245,6 +260,9 @@ class MeshEngine:
         theirs.have |= 1 << frame.index
         exchange = self._exchanges.get(theirs.digest)
         if exchange is not None and exchange.chunk_size == theirs.chunk_size:
+            if self.settings.zone and self._near.foreign(link.peer.node):
+                self._decide.unclaimed(theirs.digest, frame.index)
+                return
             self._decide.peer_has(link.peer.node, theirs.digest, frame.index, frame.load, frame.active)
             self._pump_soon()
 
@@ -279,6 +297,9 @@ class MeshEngine:
         data = encode(frame)
         for peer in peers:
             self._near.links[peer].send_encoded(data)
+        if self._orphaned is not None:
+            for link in self._other_zones():
+                link.send_encoded(data)
 
     # --- fetching ------------------------------------------------------------------------------------------------
 
@@ -313,11 +334,8 @@ class MeshEngine:
 
     async def _connect(self, fetch: Fetch) -> None:
         outbound = Outbound(self)
-        peer = self._near.addresses[fetch.ask.peer]
         try:
-            async with asyncio.timeout(DIAL):
-                await self._network.connect(lambda: outbound, peer.host, peer.port)
-            self._check_identity(outbound, fetch.ask.peer)
+            await self._reach(outbound, self._near.addresses[fetch.ask.peer])
         except (OSError, TimeoutError, PeerError) as error:
             outbound.close()
             self.fetch_failed(fetch, error)
@@ -326,6 +344,11 @@ class MeshEngine:
             outbound.request(fetch, self._request_head())
         else:
             outbound.close()
+
+    async def _reach(self, outbound: Outbound, peer: PeerInfo) -> None:
+        async with asyncio.timeout(DIAL):
+            await self._network.connect(lambda: outbound, peer.host, peer.port)
+        self._check_identity(outbound, peer.node)
 
     def _check_identity(self, outbound: Outbound, peer: bytes) -> None:
         """What a peer sends is held against it: so it has to be the one."""
@@ -575,4 +598,46 @@ class MeshEngine:
                 exchange = self._exchanges[blob]
                 for link in self._near.links.values():
                     link.send(Claim(self._numbers[blob], index))
-                self._host.read_alone(exchange, index)
+                giver = self._giver(exchange, index)
+                if giver is None:
+                    self._host.read_alone(exchange, index)
+                elif self.leased(exchange, index):
+                    self._scope.spawn(self._carry_alone(exchange, index, giver))
+
+    # --- other zones ---------------------------------------------------------------------------------------------
+
+    async def carry(self, exchange: Exchange, index: int, source: PeerInfo, half: Callable[[], None]) -> None:
+        """Bring a leased chunk from a node of another zone, proved; `half` is called when half of it is here.
+
+        Raises:
+            PeerError: it doesn't give it.
+            StorageError: the chunk can't be written.
+        """
+        await self._carrier.fetch(exchange, index, source, half)
+
+    def _other_zones(self) -> list[ControlLink]:
+        return [link for node, link in self._near.links.items() if self._near.foreign(node)]
+
+    def _giver(self, exchange: Exchange, index: int) -> PeerInfo | None:
+        """Who of another zone has the chunk, as far as the links to other zones say."""
+        for link in self._other_zones():
+            for theirs in link.blobs.values():
+                alike = (theirs.digest, theirs.chunk_size) == (exchange.name, exchange.chunk_size)
+                if alike and theirs.have >> index & 1:
+                    return self._near.addresses[link.peer.node]
+        return None
+
+    async def _carry_alone(self, exchange: Exchange, index: int, source: PeerInfo) -> None:
+        """No tracker is there and this node's turn has come: from another zone, or else from upstream."""
+        try:
+            await self._carrier.fetch(exchange, index, source, partial(self.coming, exchange, index))
+        except PeerError as error:
+            _log.info("a chunk does not come from another zone", chunk=index, error=str(error))
+            self._host.read_alone(exchange, index)
+        except StorageError as error:
+            exchange.broken(error)
+        finally:
+            self.unleased(exchange, index)
+
+    def _count_in(self, count: int) -> None:
+        self.stats.bytes_in += count

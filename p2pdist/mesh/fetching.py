@@ -75,6 +75,10 @@ class Outbound(asyncio.BufferedProtocol):
         """The TLS object, where the connection is encrypted."""
         return self._transport.get_extra_info("ssl_object") if self._transport is not None else None
 
+    def hand(self, owner: FetchOwner) -> None:
+        """Who is told from now on; nothing is under way."""
+        self._owner = owner
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvloop's is no subclass
         """Connected."""
         self._transport = transport

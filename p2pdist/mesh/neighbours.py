@@ -34,6 +34,7 @@ class MeshSettings:
     max_connections: int = 1024
     max_links: int = 128
     max_per_node: int = 16  # data connections from one node
+    zone: str = ""
 
 
 class NeighbourOwner(Protocol):
@@ -127,8 +128,17 @@ class Neighbours:
         return (
             f"GET /v1/link HTTP/1.1\r\nHost: peer\r\nConnection: Upgrade\r\nUpgrade: {UPGRADE}\r\n"
             f"P2pdist-Node: {self._node.hex()}\r\nP2pdist-Port: {self.port}\r\n"
-            f"P2pdist-Host: {self._settings.advertise}\r\n\r\n"
+            f"P2pdist-Host: {self._settings.advertise}\r\n{self._zone_line()}\r\n"
         )
+
+    def _zone_line(self) -> str:
+        zone = self._settings.zone
+        return f"P2pdist-Zone: {zone}\r\n" if zone and zone.isascii() and zone.isprintable() else ""
+
+    def foreign(self, node: bytes) -> bool:
+        """Whether it is in another zone than this node: chunks come from there under leases only."""
+        peer = self.addresses.get(node)
+        return peer is not None and bool(peer.zone and self._settings.zone) and peer.zone != self._settings.zone
 
     def node_of(self, tls: object | None, head: Head) -> bytes:
         """Who is on the other side: by the certificate, or without TLS by what it says; empty if that is nobody."""
@@ -156,7 +166,8 @@ class Neighbours:
             connection.answer(409, "Conflict", close=True)  # both dialled: the smaller node's connection stays
             return
         host = head.headers.get("p2pdist-host") or connection.address
-        peer = PeerInfo(node, host[:255], head.number("p2pdist-port") & 0xFFFF)
+        zone = head.headers.get("p2pdist-zone", "")[:255]
+        peer = PeerInfo(node, host[:255], head.number("p2pdist-port") & 0xFFFF, zone=zone)
         if node not in self.addresses:
             self._learn(peer)
         lines = f"Connection: Upgrade\r\nUpgrade: {UPGRADE}\r\nP2pdist-Node: {self._node.hex()}\r\n"

@@ -18,6 +18,7 @@ from p2pdist.protocol.limits import MAX_HOLDS_PER_MESSAGE
 from p2pdist.scope import Scope
 from p2pdist.store import Store, StoredBlob
 from p2pdist.swarm.attest import Attestor
+from p2pdist.swarm.crossing import Carry, Crossing
 from p2pdist.swarm.doubt import Doubt
 from p2pdist.swarm.engine import Engine
 from p2pdist.swarm.evidence import Evidence
@@ -48,6 +49,7 @@ class SwarmService:
         tracker: Tracker,
         settings: SwarmSettings,
         clock: Callable[[], float] = time.time,
+        carry: Carry | None = None,
     ) -> None:
         self.nodes = 1
         self.denied: Callable[[Digest], bool] = lambda digest: False  # no transfer of such a blob begins
@@ -61,6 +63,7 @@ class SwarmService:
         self._orphaned = False
         self._transfers = Transfers(engine, tracker)
         self._reader = UpstreamReader(registry, engine, tracker, self._transfers)
+        self._crossing = Crossing(carry, engine, tracker, self._transfers, self._reader) if carry is not None else None
         self._seeds = Seeds(store, engine, attestor, tracker, self._scope, settings.live_seeds, clock)
         self._evidence = Evidence(store, tracker, self._scope, clock)
         self._doubt = Doubt(
@@ -291,7 +294,10 @@ class SwarmService:
         for index in range(lease.first, end):
             if not self._engine.leased(exchange, index):
                 self._reader.report(exchange, index)
-        await self._reader.lease(transfer, exchange, lease.first, end)
+        if lease.source is not None and self._crossing is not None:
+            await self._crossing.lease(transfer, exchange, lease.first, end, lease.source)
+        else:
+            await self._reader.lease(transfer, exchange, lease.first, end)
 
     def _recalled(self, digest: str) -> None:
         transfer = self._transfers.find(digest)

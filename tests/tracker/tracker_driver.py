@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections import defaultdict
+from collections import Counter, defaultdict
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from p2pdist.protocol import labels as names
 from p2pdist.protocol import messages as wire
 from p2pdist.protocol.messages import PeerInfo
 from tracker.bitmaps import from_wire
@@ -75,10 +76,12 @@ class Driver:
 
     # --- nodes ---
 
-    def connect(self, *numbers: int, host: str | None = None) -> None:
+    def connect(self, *numbers: int, host: str | None = None, zone: str = "") -> None:
+        labels = {names.ZONE: zone, names.CROSSING: names.LEASES} if zone else {}
         for number in numbers:
             address = host or f"host-{number}"
-            self._take(self.cluster.connected(self.now, PeerInfo(node_id(number), address, 7000), address))
+            peer = PeerInfo(node_id(number), address, 7000)
+            self._take(self.cluster.connected(self.now, peer, address, f"node-{number}", labels))
 
     def disconnect(self, *numbers: int) -> None:
         for number in numbers:
@@ -187,16 +190,21 @@ def check(cluster: Cluster, rules: SwarmRules, now: float) -> None:
 def _check_rollout(rollout: Rollout, rules: SwarmRules, now: float) -> None:
     found = {lease for swarm in rollout.swarms for lease in swarm.leases.values()}
     assert rollout.swarms
-    assert rollout.credits_out == sum(lease.credit for lease in found) <= rules.credits
+    across = [lease for lease in found if lease.source is not None]
+    assert rollout.credits_out == sum(lease.credit for lease in found if lease.source is None) <= rules.credits
+    assert rollout.carrying == sum(lease.credit for lease in across) <= rules.zone_credits
+    assert rollout.carriers == Counter(lease.seat.node for lease in across)
+    assert all(lease.seat.node.zone == rollout.zone != lease.source.zone for lease in across)
+    assert rollout in rollout.family.rollouts
     load: dict[Node, int] = defaultdict(int)
     for lease in found:
-        load[lease.seat.node] += 1
+        load[lease.seat.node] += lease.source is None
         assert lease in lease.seat.leases and lease.left and lease.deadline >= now
-    assert rollout.load == load
+    assert rollout.load == {node: count for node, count in load.items() if count}
     assert all(count <= rules.leases_per_node for count in load.values())
     if rollout.credits_out < rollout.window and rollout.registry.credits_out < rules.registry_credits:
         for swarm in rollout.swarms:
-            assert not _idle(swarm, load, rules, now), "a chunk could be leased, and isn't"
+            assert swarm.apart or not _idle(swarm, load, rules, now), "a chunk could be leased, and isn't"
 
 
 def _idle(swarm: Swarm, load: dict[Node, int], rules: SwarmRules, now: float) -> bool:
