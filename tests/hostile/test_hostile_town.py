@@ -34,6 +34,7 @@ from p2pdist.protocol.chunks import chunk_range
 from p2pdist.swarm.attest import from_header
 
 MIB = 1 << 20
+FEW = settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck), database=None)
 pytestmark = pytest.mark.timeout(300)  # the cluster is started by whichever test comes first
 RATE = 2.0 * MIB  # bytes a second of the upstream: a rollout takes long enough for stalls and bans to matter
 
@@ -194,13 +195,13 @@ def test_noise_on_the_peer_port_and_on_control_links_ends_those_connections_only
     address = (agent.host, 5051)
     before = agent.rss()
 
-    @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+    @FEW
     @given(st.lists(FRAMES, max_size=30), CHANGES, st.booleans())
     def links(frames: list[Any], changes: list[tuple[int, int]], spoilt: bool) -> None:
         said = b"".join(framed(packed(frame)) for frame in frames)
         linked(address, tls.client, Role.NODE.host, changed(said, changes) if spoilt else said)
 
-    @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+    @FEW
     @given(
         st.binary(max_size=3000), CHANGES, st.one_of(st.none(), st.integers(0, 1 << 16)), st.sampled_from([0, 20_000])
     )
@@ -234,7 +235,7 @@ def test_noise_in_a_trackers_session_ends_that_session_only(town: Town) -> None:
     key = Ed25519PrivateKey.generate()
     tls = holder(town.authority, town.authority, key=key)
 
-    @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+    @FEW
     @given(st.lists(st.lists(MESSAGES, max_size=8), max_size=6), CHANGES, st.booleans())
     def sessions(frames: list[list[Any]], changes: list[tuple[int, int]], spoilt: bool) -> None:
         bodies = [packed(frame) for frame in frames]
@@ -253,7 +254,7 @@ def test_noise_and_smuggling_on_the_mirror_port_reach_no_upstream(town: Town) ->
     agent = town.agents[0]
     registry = town.upstream.registry
 
-    @settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+    @FEW
     @given(CHANGES, CUTS, st.binary(max_size=300))
     def requests(changes: list[tuple[int, int]], cut: int | None, tail: bytes) -> None:
         valid = (
@@ -281,18 +282,26 @@ def session(town: Town, tls: TlsCredentials, key: Ed25519PrivateKey, frames: lis
             socket = await http.ws_connect(
                 town.tracker.url + "/v1/session", ssl=tls.client, server_hostname=Role.TRACKER.host
             )
-            (challenge,) = wire.decode_from_tracker((await socket.receive()).data)
-            public = key.public_key().public_bytes_raw()
-            proof = key.sign(hello_bytes(challenge.nonce))
-            await socket.send_bytes(wire.encode([wire.Hello(limits.VERSION, public, proof, "x", "127.0.0.9", 9)]))
-            first = await socket.receive()
-            if first.type is not aiohttp.WSMsgType.BINARY:
-                return "refused"
-            answer = wire.decode_from_tracker(first.data)[0]
-            for frame in frames:
-                await socket.send_bytes(frame)
-            await socket.close()
-            return "welcome" if isinstance(answer, wire.Welcome) else "refused"
+            connection = socket._conn
+            assert connection is not None
+            try:
+                return await converse(socket)
+            finally:
+                connection.transport.abort()  # no goodbye: it would outlive this loop
+                await asyncio.sleep(0.01)
+
+    async def converse(socket: aiohttp.ClientWebSocketResponse) -> str:
+        (challenge,) = wire.decode_from_tracker((await socket.receive()).data)
+        public = key.public_key().public_bytes_raw()
+        proof = key.sign(hello_bytes(challenge.nonce))
+        await socket.send_bytes(wire.encode([wire.Hello(limits.VERSION, public, proof, "x", "127.0.0.9", 9)]))
+        first = await socket.receive()
+        if first.type is not aiohttp.WSMsgType.BINARY:
+            return "refused"
+        answer = wire.decode_from_tracker(first.data)[0]
+        for frame in frames:
+            await socket.send_bytes(frame)
+        return "welcome" if isinstance(answer, wire.Welcome) else "refused"
 
     async def bounded() -> str:
         try:

@@ -143,15 +143,20 @@ class AgentProgram(Program):
     def node(self) -> bytes:
         return bytes.fromhex(self.status()["node"]["id"])
 
-    def get(self, path: str) -> tuple[int, bytes]:
-        """One request of this node's daemon."""
+    def get(self, path: str, tries: int = 1) -> tuple[int, bytes]:
+        """What this node's daemon gets. One that is cut off (somebody lied, it is read again), or told that nothing has
+        come yet, asks again."""
         connection = http.client.HTTPConnection(self.host, 5050, timeout=100)
+        status, body = 0, b""
         try:
             connection.request("GET", path)
             answer = connection.getresponse()
-            return answer.status, answer.read()
+            status, body = answer.status, answer.read()
+        except (http.client.HTTPException, ConnectionError):
+            status = 0
         finally:
             connection.close()
+        return (status, body) if status == 200 or tries <= 1 else self.get(path, tries - 1)
 
 
 class Town:
@@ -221,7 +226,7 @@ class Town:
             with ThreadPoolExecutor(3) as layers:
                 for digest, (status, body) in zip(
                     image.blobs,
-                    layers.map(lambda d: agent.get(f"/v2/app/a/blobs/{d}?ns={ns}"), image.blobs),
+                    layers.map(lambda d: agent.get(f"/v2/app/a/blobs/{d}?ns={ns}", 4), image.blobs),
                     strict=True,
                 ):
                     assert status == 200, (agent.name, status, body[:200])
