@@ -6,7 +6,7 @@
     bench/load.py --agents 100 --rollouts 100 --chunks 1        ... and
     bench/load.py --agents 10000 --chunks 100       the same number of each message: what an announce costs by fleet
     bench/load.py --agents 2000 --tls               certificates and TLS 1.3, as by default in a cluster
-    bench/load.py --agents 2000 --trackers 2 --redis redis://127.0.0.1:6379/0
+    bench/load.py --agents 2000 --trackers 2 --redis new        two replicas and a Redis of their own (or its URL)
 
 Measured: how long agents wait for the answers to Join, Ask and Ping, what the tracker's CPU and memory are, per agent
 and per message. The sessions are opened first and not part of the rollout's figures. Exit status 1 when a wait is over
@@ -21,13 +21,10 @@ import multiprocessing
 import os
 import resource
 import secrets
-import socket
-import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -35,68 +32,11 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from load_play import Plan, play
+from load_trackers import Trackers, cpu_of, usage
 
 GOAL = 1.0  # seconds that an announce may wait
 PATIENCE = 900.0  # seconds for the opening of all sessions, and for one rollout
-_TICK = os.sysconf("SC_CLK_TCK")
-
-
-@dataclass(frozen=True)
-class Usage:
-    """Of one process or several: CPU seconds since they began, resident bytes now and at most."""
-
-    cpu: float
-    rss: int
-    peak: int
-
-
-def usage(pid: int) -> Usage:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
-    status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
-    rss, peak = (int(status[name].split()[0]) * 1024 for name in ("VmRSS", "VmHWM"))
-    return Usage((int(fields[11]) + int(fields[12])) / _TICK, rss, peak)
-
-
-class Trackers:
-    """The tracker processes under load."""
-
-    def __init__(self, options: argparse.Namespace, directory: Path) -> None:
-        self.directory = directory
-        self.authority = directory / "tracker" / "authority" if options.tls else None
-        self.urls: list[str] = []
-        self._processes: list[subprocess.Popen[bytes]] = []
-        environment = {
-            **os.environ,
-            "P2PDIST_TRACKER_INSECURE": str(not options.tls).lower(),
-            "P2PDIST_TRACKER_LOG_LEVEL": "warning",
-        }
-        if options.redis:
-            environment["P2PDIST_TRACKER_REDIS_URL"] = options.redis
-        program = str(Path(sys.executable).with_name("p2pdist-tracker"))
-        for number in range(options.trackers):
-            with socket.socket() as probe:
-                probe.bind(("127.0.0.1", 0))
-                port = probe.getsockname()[1]
-            with (directory / f"log{number}").open("wb") as log:
-                argv = [program, "--data", str(directory / "tracker"), "--port", str(port)]
-                self._processes.append(subprocess.Popen(argv, stdout=log, stderr=log, env=environment))
-            _wait_for(port, self._processes[-1])
-            self.urls.append(f"{'https' if options.tls else 'http'}://127.0.0.1:{port}")
-
-    def usage(self) -> Usage:
-        each = [usage(process.pid) for process in self._processes]
-        return Usage(sum(one.cpu for one in each), sum(one.rss for one in each), sum(one.peak for one in each))
-
-    def said(self) -> str:
-        """Warnings and errors."""
-        logs = sorted(self.directory.glob("log*"))
-        return "".join(log.read_text(errors="replace")[-2000:] for log in logs)
-
-    def stop(self) -> None:
-        for process in self._processes:
-            process.terminate()
-        for process in self._processes:
-            process.wait(60)
+MIB = 1 << 20
 
 
 class Drivers:
@@ -160,8 +100,8 @@ def measure(options: argparse.Namespace, trackers: Trackers, drivers: Drivers) -
     if options.idle:
         time.sleep(options.idle)
         drivers.order("idle")
-        idle_cpu = (trackers.usage().cpu - opened.cpu) / options.idle
-    before, driver_cpu, begun = trackers.usage(), drivers.usage(), time.monotonic()
+        idle_cpu = (cpu_of(trackers.usage()) - cpu_of(opened)) / options.idle
+    before, driver_cpu, redis_cpu, begun = trackers.usage(), drivers.usage(), trackers.redis_cpu, time.monotonic()
     seen: list[dict[str, Any]] = []
     for number in range(options.rollouts):
         seen += drivers.order(number)
@@ -171,8 +111,9 @@ def measure(options: argparse.Namespace, trackers: Trackers, drivers: Drivers) -
     received: Counter[str] = sum((one["received"] for one in seen), Counter())
     pings, pongs = sent.pop("Ping", 0), received.pop("Pong", 0)
     messages_in, messages_out = sum(sent.values()), sum(received.values())
-    cpu = after.cpu - before.cpu
+    cpu = cpu_of(after) - cpu_of(before)
     chunks = options.rollouts * options.layers * options.chunks
+    grown = sum(late.peak - none.rss for none, late in zip(empty, after, strict=True))
     per_chunk = sent["Half"] + sent["Got"] + received["Lease"]
     return {
         "agents": agents,
@@ -196,11 +137,17 @@ def measure(options: argparse.Namespace, trackers: Trackers, drivers: Drivers) -
         "tracker_cpu_us_per_announce_and_ping": round(cpu / (messages_in + pings) * 1e6, 1),
         "idle_cpu_per_1000_agents": None if idle_cpu is None else round(idle_cpu / agents * 1000, 4),
         "opening_seconds": round(opening, 2),
-        "opening_cpu_ms_per_agent": round((opened.cpu - empty.cpu) / agents * 1e3, 3),
-        "tracker_rss_mib": round(after.rss / (1 << 20), 1),
-        "tracker_peak_rss_mib": round(after.peak / (1 << 20), 1),
-        "empty_tracker_rss_mib": round(empty.rss / (1 << 20), 1),
-        "tracker_peak_kib_per_agent": round((after.peak - empty.rss) / agents / 1024, 1),
+        "opening_cpu_ms_per_agent": round((cpu_of(opened) - cpu_of(empty)) / agents * 1e3, 3),
+        "each_tracker": [
+            {
+                "cpu_seconds": round(late.cpu - early.cpu, 2),
+                "empty_mib": round(none.rss / MIB, 1),
+                "peak_mib": round(late.peak / MIB, 1),
+            }
+            for none, early, late in zip(empty, before, after, strict=True)
+        ],
+        "tracker_kib_per_agent": round(grown / agents / 1024, 1),
+        "redis_cpu_seconds": round(trackers.redis_cpu - redis_cpu, 2),
         "messages_per_agent": round((messages_in + messages_out - per_chunk) / agents / options.rollouts, 2),
         "messages_per_chunk": round(per_chunk / chunks, 2),
         "pings": pings,
@@ -220,16 +167,6 @@ def _spread(seen: list[dict[str, Any]], what: str) -> dict[str, float]:
     return {name: round(wait, 4) for name, wait in at.items()}
 
 
-def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and process.poll() is None:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.05)
-    raise SystemExit("the tracker did not start")
-
-
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--agents", type=int, default=1000)
@@ -240,13 +177,15 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--lag", type=float, default=0.1, help="share of that within which all have what one has read")
     parser.add_argument("--rate", type=float, default=0.0, help="starts per second; 0: all at once")
     parser.add_argument("--trackers", type=int, default=1)
-    parser.add_argument("--redis", default="", help="URL; needed for several trackers")
+    parser.add_argument("--redis", default="", help="URL, or `new` for one of its own; needed for several trackers")
     parser.add_argument("--tls", action="store_true", help="certificates and TLS")
     parser.add_argument("--idle", type=float, default=0.0, help="seconds of quiet before the rollout, for their CPU")
     parser.add_argument("--processes", type=int, default=1, help="that play the agents")
-    parser.add_argument("--profile", type=Path, help="a file for py-spy's flame graph of the first tracker")
     parser.add_argument("--json", action="store_true")
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    if options.trackers > 1 and not options.redis:
+        parser.error("several trackers need --redis")
+    return options
 
 
 def main() -> None:
