@@ -25,6 +25,7 @@ from tracker.book import BanBook
 from tracker.cluster import Cluster
 from tracker.config import TrackerSettings
 from tracker.desk import Desk, DeskPages
+from tracker.doorstep import HANDSHAKE, KEEP_ALIVE, Doorstep
 from tracker.enrol import MAX_BODY, Enrolment, open_authority
 from tracker.enrol_kubernetes import ServiceAccounts
 from tracker.keys import cluster_key, derived_key
@@ -104,17 +105,34 @@ class RunningTracker:
             )
             self._desk = Desk(self.state, settings.preheat, self._now, self.replica.wake_orders)
             self.hooks = Webhooks(settings.hooks, self._desk)
-            runner = web.AppRunner(self._application(), handle_signals=False, access_log=None, shutdown_timeout=2.0)
+            runner = web.AppRunner(
+                self._application(),
+                handle_signals=False,
+                access_log=None,
+                shutdown_timeout=2.0,
+                keepalive_timeout=KEEP_ALIVE,
+            )
             await runner.setup()
             stack.push_async_callback(runner.cleanup)
             server = tls.server if tls is not None else None
-            site = web.TCPSite(runner, settings.host, settings.port, backlog=1024, ssl_context=server)
+            assert runner.server is not None
+            step = Doorstep(
+                runner.server, lambda: len(self.visits.sockets), settings.max_strangers, self.visits.door.traffic
+            )
             try:
-                await site.start()
+                listener = await self._loop.create_server(
+                    step,
+                    settings.host,
+                    settings.port,
+                    backlog=1024,
+                    ssl=server,
+                    ssl_handshake_timeout=HANDSHAKE if server is not None else None,
+                )
             except OSError as error:
                 raise OperationError(f"can't listen on {settings.host}:{settings.port}: {error.strerror}") from error
+            stack.callback(listener.close)
             stack.push_async_callback(self.visits.close)
-            self.port = runner.addresses[0][1]
+            self.port = listener.sockets[0].getsockname()[1]
             self.scraped = await stack.enter_async_context(
                 MetricsServer(settings.host, settings.metrics_port, self._render_metrics)
             )

@@ -63,6 +63,16 @@ class TrackerSettings:
         10.0, "seconds a frame may wait for an agent that doesn't read before it is dropped", least=0.1
     )
     send_queue: int = option(20_000, "messages that may wait for one agent before its session is dropped")
+    message_rate: int = option(
+        2000, "messages that one agent may say in a second, in the long run; beyond it the tracker listens later"
+    )
+    message_burst: int = option(20_000, "messages that an agent which was quiet may say at once")
+    message_patience: float = option(
+        10.0, "seconds that the tracker may be behind with listening before the agent's session is dropped"
+    )
+    max_strangers: int = option(
+        4096, "connections at once that are no agent's session (health, metrics, enrolment, whoever says nothing)"
+    )
     membership_time: float = option(
         86_400.0, "seconds for which a membership is signed; renewed at half of it", least=60
     )

@@ -100,11 +100,10 @@ def _cluster_counts(cluster: Cluster) -> Iterator[tuple[str, str, float]]:
     yield "leases_failed", "Leases that the upstream failed", counters.failed
     yield "chunks_regranted", "Chunks that had to be leased again", counters.regranted
     yield "upstream_bytes", "Bytes read from upstream, as agents report", counters.bytes_read
-    yield "zone_leases", "Leases of chunks from one zone to another", counters.carried
-    yield "zone_bytes", "Bytes fetched from one zone into another, as agents report", counters.bytes_carried
     yield "deaths", "Nodes voted dead", counters.deaths
     yield "gone", "Blobs that the upstream doesn't give", counters.gone
     yield "bans", "Nodes shut out", counters.banned
+    yield "over_quota", "What nodes wanted, held or asked beyond their share", counters.over_quota + content.over_quota
     yield "content_hits", "Questions answered without asking upstream", content.hits
     yield "content_fetched", "Answers brought from upstream", content.fetched
     yield "content_poison", "Answers that didn't hash to their digest", content.poison
@@ -121,6 +120,9 @@ def _traffic(traffic: Traffic) -> Iterator[tuple[str, str, float]]:
     yield "frames_malformed", "Frames that aren't of this protocol", traffic.malformed
     yield "sessions_slow", "Sessions dropped because the agent didn't read", traffic.slow
     yield "sessions_silent", "Sessions dropped because the agent was silent", traffic.silent
+    yield "frames_delayed", "Frames after which an agent that says too much wasn't listened to", traffic.delayed
+    yield "sessions_flooding", "Sessions dropped because the agent said too much", traffic.flooding
+    yield "connections_crowded", "Connections closed: too many, or without a request", traffic.crowded
 
 
 def metrics(cluster: Cluster | None, traffic: Traffic, standing: Standing) -> tuple[bytes, str]:

@@ -12,7 +12,7 @@ from p2pdist.protocol import messages
 from p2pdist.protocol.chunks import chunk_size_for, valid_chunk_size
 from tracker import gateways
 from tracker.bitmaps import from_wire
-from tracker.model import Family, Node, Registry, Rollout, Seat, State, Swarm
+from tracker.model import Node, Registry, Rollout, Seat, State, Swarm
 from tracker.streams import Streams
 from tracker.timers import Outbox
 
@@ -41,9 +41,9 @@ class Seats:
             seat = None
         if seat is None:
             if len(node.seats) >= self._rules.max_swarms_per_node:
+                self._state.counters.over_quota += 1
                 return None
-            found = self._state.swarms.get(want.digest, {}).get((want.size, node.zone))
-            swarm = found or self._born(now, node.zone, join, want, total, out)
+            swarm = self._state.swarms.get(want.digest, {}).get(want.size) or self._born(now, join, want, total)
             if swarm is None:
                 return None
             seat = node.seats[swarm.digest] = swarm.seats[node] = Seat(node, swarm, join.registry)
@@ -58,29 +58,23 @@ class Seats:
                 self.streams.adopt(seat, out)
         return seat
 
-    def _born(
-        self, now: float, zone: str, join: messages.Join, want: messages.Want, total: int, out: Outbox
-    ) -> Swarm | None:
+    def _born(self, now: float, join: messages.Join, want: messages.Want, total: int) -> Swarm | None:
         if len(self._state.swarms) >= self._rules.max_swarms:
+            self._state.counters.over_quota += 1
             return None
-        siblings = [found for (size, _), found in self._state.swarms.get(want.digest, {}).items() if size == want.size]
-        chunk_size = siblings[0].chunk_size if siblings else want.chunk_size
+        chunk_size = want.chunk_size
         if not valid_chunk_size(want.size, chunk_size):
             chunk_size = chunk_size_for(total, want.size)
-        rollout = self._rollout(join, zone)
+        rollout = self._rollout(join)
         rollout.next_order += 1
-        near, all_ = self._state.holders_near(want.digest, zone), self._state.holders_of(want.digest)
-        swarm = Swarm(want.digest, want.size, chunk_size, rollout, rollout.next_order, near, now, all_)
+        holders = self._state.holders_of(want.digest)
+        swarm = Swarm(want.digest, want.size, chunk_size, rollout, rollout.next_order, holders, now)
         if want.have and now < self._state.started + self._rules.settle_window:
             swarm.hold_until = now + self._rules.settle  # a tracker that restarted: others will say what they have
             self._state.timers.at(swarm.hold_until, lambda later, out: self._settled(later, swarm, out))
         rollout.swarms.append(swarm)
         gateways.born(self._state, swarm)
-        self._state.swarms.setdefault(want.digest, {})[want.size, zone] = swarm
-        for sibling in siblings:
-            sibling.siblings.append(swarm)
-            swarm.siblings.append(sibling)
-            self.streams.reconsider(now, sibling, out)
+        self._state.swarms.setdefault(want.digest, {})[want.size] = swarm
         return swarm
 
     def _settled(self, now: float, swarm: Swarm, out: Outbox) -> None:
@@ -88,16 +82,15 @@ class Seats:
             self.streams.reconsider(now, swarm, out)
             self.leases.want(now, swarm.rollout, out)
 
-    def _rollout(self, join: messages.Join, zone: str) -> Rollout:
-        name = (join.rollout, join.registry, zone)
+    def _rollout(self, join: messages.Join) -> Rollout:
+        name = (join.rollout, join.registry)
         rollout = self._state.rollouts.get(name)
         if rollout is None or rollout.next_order >= self._rules.max_swarms_per_rollout:
             registry = self._state.registries.get(join.registry)
             if registry is None:
                 registry = self._state.registries[join.registry] = Registry(join.registry)
             self._rollouts_born += 1
-            family = self._state.families.setdefault((join.rollout, join.registry), Family())
-            rollout = Rollout(join.rollout, self._rollouts_born, registry, self._rules.first_credits, zone, family)
+            rollout = Rollout(join.rollout, self._rollouts_born, registry, self._rules.first_credits)
             registry.rollouts[rollout] = None
             self._state.rollouts[name] = rollout
         return rollout
@@ -140,7 +133,6 @@ class Seats:
             self.streams.end(now, swarm, out)
         if seat.node.reads and not swarm.near and swarm.far_ring:
             self.leases.want(now, swarm.rollout, out)
-        self.leases.spread(now, swarm, out)
 
     def stand_up(self, now: float, seat: Seat, out: Outbox) -> None:
         """The node leaves the swarm for good."""
@@ -153,11 +145,7 @@ class Seats:
         if swarm.seats:
             self.streams.reconsider(now, swarm, out)
         elif not swarm.over:
-            siblings = list(swarm.siblings)
             self._end(now, swarm)
-            for sibling in siblings:
-                self.streams.reconsider(now, sibling, out)
-                self.leases.want(now, sibling.rollout, out)
         if node.lone:
             self.streams.serve(now, node, out)
 
@@ -166,12 +154,10 @@ class Seats:
         swarm.over = True
         swarm.missing = 0
         sizes = self._state.swarms[swarm.digest]
-        del sizes[swarm.size, swarm.rollout.zone]
+        del sizes[swarm.size]
         if not sizes:
             del self._state.swarms[swarm.digest]
             self._forget_holders(swarm.digest)
-        for sibling in swarm.siblings:
-            sibling.siblings.remove(swarm)
         rollout = swarm.rollout
         rollout.swarms.remove(swarm)
         rollout.cursor = 0
@@ -179,13 +165,7 @@ class Seats:
             registry = rollout.registry
             del registry.rollouts[rollout]
             registry.queue.pop(rollout, None)
-            family = rollout.family
-            del family.rollouts[rollout]
-            if not any(other.zone == family.reader for other in family.rollouts):
-                family.reader = None
-            if not family.rollouts:
-                del self._state.families[rollout.id, registry.name]
-            name = (rollout.id, registry.name, rollout.zone)
+            name = (rollout.id, registry.name)
             if self._state.rollouts.get(name) is rollout:
                 del self._state.rollouts[name]
             self.leases.forget_registry(now, registry)
@@ -196,7 +176,9 @@ class Seats:
         """A live node has the blob. If it waited for it, it does no more; if not, some of those who wait are told."""
         digest = sys.intern(digest)  # every node names it in a string of its own: thousands of nodes, hundreds of blobs
         seat = node.seats.get(digest)
-        if digest not in node.holds and len(node.holds) < self._rules.max_holds_per_node:
+        if digest not in node.holds and len(node.holds) >= self._rules.max_holds_per_node:
+            self._state.counters.over_quota += 1
+        elif digest not in node.holds:
             node.holds.add(digest)
             self.serve(node, digest)
             for swarm in self._state.swarms.get(digest, {}).values():
@@ -207,22 +189,17 @@ class Seats:
             self.stand_up(now, seat, out)
         for swarm in list(self._state.swarms.get(digest, {}).values()):
             self.streams.reconsider(now, swarm, out)
-            if swarm.apart:
-                self.leases.want(now, swarm.rollout, out)
 
     def serve(self, node: Node, digest: str) -> None:
         """A live node is among the blob's holders from now on."""
-        self._state.holders_of(digest).add(node)
-        if node.zone:
-            self._state.holders_near(digest, node.zone).add(node)
-        for swarm in self._state.swarms.get(digest, {}).values():
-            if len(swarm.holders) == 1 and node in swarm.holders:
+        holders = self._state.holders_of(digest)
+        holders.add(node)
+        if len(holders) == 1:
+            for swarm in self._state.swarms.get(digest, {}).values():
                 swarm.missing = 0  # everybody can get all of it from there
 
     def _introduce(self, node: Node, digest: str, out: Outbox) -> None:
         for swarm in self._state.swarms.get(digest, {}).values():
-            if node not in swarm.holders:
-                continue  # of another zone
             members = swarm.members.sample(self._state.rng, max(1, self._rules.degree // 2))
             for member in members:
                 peer = gateways.meet(swarm, member, node)
@@ -240,26 +217,14 @@ class Seats:
         if holders is None:
             return
         holders.discard(node)
-        if node.zone:
-            self._state.holders_near(digest, node.zone).discard(node)
         for swarm in self._state.swarms.get(digest, {}).values():
             gateways.left(self._state, swarm, node, out)
-        self._forget_holders(digest)
-        for swarm in list(self._state.swarms.get(digest, {}).values()):
-            if not holders:
+        if not holders:
+            self._forget_holders(digest)
+            for swarm in list(self._state.swarms.get(digest, {}).values()):
                 self.streams.reconsider(now, swarm, out)
-            if node.zone:
-                self.leases.want(now, swarm.rollout, out)
 
     def _forget_holders(self, digest: str) -> None:
-        """Drop empty rosters that no swarm shares."""
-        if digest in self._state.swarms:
-            return
-        if not self._state.holders.get(digest):
+        """Drop an empty roster that no swarm shares."""
+        if not self._state.holders.get(digest) and digest not in self._state.swarms:
             self._state.holders.pop(digest, None)
-        zones = self._state.zoned.get(digest)
-        if zones is not None:
-            for zone in [zone for zone, roster in zones.items() if not roster]:
-                del zones[zone]
-            if not zones:
-                del self._state.zoned[digest]

@@ -53,6 +53,9 @@ class Traffic:
     malformed: int = 0
     slow: int = 0
     silent: int = 0
+    delayed: int = 0  # frames after which an agent wasn't listened to for a while
+    flooding: int = 0  # sessions dropped because the agent said too much
+    crowded: int = 0  # connections closed because there were too many, or because no request came
 
 
 class Members:

@@ -63,6 +63,7 @@ class Entry:
     deadline: float = 0.0
     fetchers: dict[bytes, None] = field(default_factory=dict)  # whose answer is welcome, the latest few
     waiters: dict[tuple[bytes, int], None] = field(default_factory=dict)
+    bringer: bytes | None = None  # whose answer it is
 
     @property
     def weight(self) -> int:
@@ -88,6 +89,9 @@ class SmallContent:
         self.hits = 0
         self.fetched = 0
         self.poison = 0  # answers that didn't hash to what they claimed
+        self.over_quota = 0
+        self._brought: dict[bytes, OrderedDict[str, int]] = {}  # by node: bytes by key, the oldest first
+        self._brought_bytes: dict[bytes, int] = {}
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -112,10 +116,11 @@ class SmallContent:
         elif now < entry.absent_until or node in entry.refusals:
             status = entry.refusals.get(node, entry.absent)
             out.append((node, messages.Absent(message.id, message.key, status)))
+        elif self._asks_too_much(node):
+            self.over_quota += 1
+            out.append((node, messages.Absent(message.id, message.key, 0, final=False)))
         elif entry.fetcher is None or entry.fetcher == node:
             self._fetch(now, entry, node, message.id, out)
-        elif len(self._asks.get(node, ())) >= self._rules.max_asks_per_node:
-            out.append((node, messages.Absent(message.id, message.key, 0, final=False)))
         else:
             entry.waiters[node, message.id] = None
             self._asks.setdefault(node, {})[key.text, message.id] = None
@@ -137,6 +142,7 @@ class SmallContent:
         self.bytes -= entry.weight
         entry.answer = message
         self.bytes += entry.weight
+        self._charge(entry, node)
         entry.fetched = now
         entry.absent_until = entry.stale_until = 0.0
         entry.failures = 0
@@ -164,6 +170,7 @@ class SmallContent:
             self._next(now, entry, out)
             return out
         entry.absent, entry.absent_until = message.status, now + self._rules.absent_time
+        self._discharge(entry)
         self.bytes -= entry.weight
         entry.answer = None
         self.bytes += entry.weight
@@ -186,6 +193,39 @@ class SmallContent:
             entry.fetchers.pop(node, None)
             self._next(now, entry, out)
         return out
+
+    # --- shares ---
+
+    def _asks_too_much(self, node: bytes) -> bool:
+        most = self._rules.max_asks_per_node
+        return len(self._asks.get(node, ())) >= most or len(self._fetches.get(node, ())) >= most
+
+    def _charge(self, entry: Entry, node: bytes) -> None:
+        """The answer is this node's: it takes room from its own share, not from the others'."""
+        self._discharge(entry)
+        size = len(entry.answer.data) if entry.answer is not None else 0
+        if size == 0:
+            return
+        entry.bringer = node
+        mine = self._brought.setdefault(node, OrderedDict())
+        mine[entry.key.text] = size
+        self._brought_bytes[node] = self._brought_bytes.get(node, 0) + size
+        while self._brought_bytes.get(node, 0) > self._rules.max_bytes_per_node and len(mine) > 1:
+            self.over_quota += 1
+            oldest = self._entries[next(iter(mine))]
+            self._discharge(oldest)
+            self.bytes -= oldest.weight
+            oldest.answer = None
+            self.bytes += oldest.weight
+
+    def _discharge(self, entry: Entry) -> None:
+        node, entry.bringer = entry.bringer, None
+        if node is None:
+            return
+        mine = self._brought[node]
+        self._brought_bytes[node] -= mine.pop(entry.key.text)
+        if not mine:
+            del self._brought[node], self._brought_bytes[node]
 
     # --- steps ---
 
@@ -275,6 +315,7 @@ class SmallContent:
             if entry.busy:
                 self._entries[text] = entry
             else:
+                self._discharge(entry)
                 self.bytes -= entry.weight
 
 

@@ -16,6 +16,7 @@ from p2pdist.errors import ProtocolError
 from p2pdist.protocol import limits, messages
 from p2pdist.protocol.messages import FromAgent, FromTracker
 from tracker.config import TrackerSettings
+from tracker.pace import Pace, units
 from tracker.patience import Patience
 from tracker.replicas.guests import Voice
 from tracker.sessions import Door, Members, Session
@@ -168,14 +169,30 @@ class Visits:
         self.door.traffic.slow += 1
         return "it doesn't read what it is sent"
 
+    async def _listens_on(self, session: Session, wait: float) -> bool:
+        """Make an agent that says too much wait, so that its own connection fills; False: it doesn't care."""
+        if wait <= 0:
+            return True
+        if wait <= self._settings.message_patience:
+            self.door.traffic.delayed += 1
+            await asyncio.sleep(wait)
+            return True
+        self.door.traffic.flooding += 1
+        session.push(messages.Rejected(f"more than {self._settings.message_rate} messages a second (message_rate)"))
+        await asyncio.sleep(self._settings.send_timeout)  # the session ends when that is sent
+        return False
+
     async def _read(
         self, socket: web.WebSocketResponse, session: Session, frame: list[FromAgent] | None, patience: Patience
     ) -> str:
-        node = session.peer.node
+        node, loop = session.peer.node, asyncio.get_running_loop()
+        pace = Pace(self._settings.message_rate, self._settings.message_burst, loop.time())
         while frame is not None:
             if self._sessions.get(node) is not session:  # another session of this node took over
                 break
             self._heard(session, frame)
+            if not await self._listens_on(session, pace.take(units(frame), loop.time())):
+                return "it says too much"
             frame = await self.door.receive(socket)
             patience.heard()
         return "it closed the session"

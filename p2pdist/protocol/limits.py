@@ -11,6 +11,7 @@ MAX_CHUNKS = 65_536  # per blob: bitmaps stay under 8 KiB
 MAX_BLOB = MAX_CHUNK * MAX_CHUNKS
 
 MAX_TRACKER_FRAME = 8 * 1024 * 1024  # one WebSocket message, either direction
+MAX_FRAME_MESSAGES = 65_536  # messages in one of them
 MAX_BLOBS_PER_JOIN = 256
 MAX_HOLDS_PER_MESSAGE = 4096
 MAX_NEIGHBOURS = 64

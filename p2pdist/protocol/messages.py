@@ -288,16 +288,12 @@ class Rejected(Message, frozen=True):
 
 
 class PeerInfo(msgspec.Struct, frozen=True, array_like=True):
-    """Where a peer is reached. `site`: of a gateway of another site than the receiver's, which is reached as one.
-
-    `zone`: chunks are fetched from another zone than one's own only under leases; empty: it is in none.
-    """
+    """Where a peer is reached. `site`: of a gateway of another site than the receiver's, which is reached as one."""
 
     node: NodeId
     host: str
     port: int
     site: str = ""
-    zone: str = ""
 
 
 class Swarm(msgspec.Struct, frozen=True, array_like=True):
@@ -328,14 +324,12 @@ class Lease(Message, frozen=True):
 
     `alone`: the node is the only one interested: the lease covers the rest of the blob, to be read as one stream;
     no Half or Got is sent until a Recall.
-    `source`: read them from this node of another zone, as any chunk of a peer's, with its attestation.
     """
 
     digest: DigestText
     first: Index
     count: int
     alone: bool = False
-    source: PeerInfo | None = None
 
 
 class Recall(Message, frozen=True):
@@ -476,8 +470,8 @@ FromTracker = (
 )  # fmt: skip
 
 _encoder = msgspec.msgpack.Encoder()
-_from_agent = msgspec.msgpack.Decoder(list[FromAgent])
-_from_tracker = msgspec.msgpack.Decoder(list[FromTracker])
+_from_agent = msgspec.msgpack.Decoder(Annotated[list[FromAgent], Meta(max_length=limits.MAX_FRAME_MESSAGES)])
+_from_tracker = msgspec.msgpack.Decoder(Annotated[list[FromTracker], Meta(max_length=limits.MAX_FRAME_MESSAGES)])
 
 
 def encode(messages: list[FromAgent] | list[FromTracker]) -> bytes:

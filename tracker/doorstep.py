@@ -1,0 +1,112 @@
+"""Connections that are no session: how many at once, and for how long. Whoever says nothing must not shut out others.
+
+Behind TLS these are all who complete a handshake: a certificate isn't needed for enrolment and health.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from tracker.sessions import Traffic
+
+HANDSHAKE = 10.0  # seconds for TLS
+PATIENCE = 10.0  # seconds for the head of the first request
+STAY = 60.0  # seconds after which a connection that asked for no WebSocket is closed, whatever it does
+KEEP_ALIVE = 30.0  # seconds that it may be idle
+MAX_HEAD = 64 * 1024  # bytes
+
+
+class Doorstep:
+    """Makes the protocol of each new connection: `server`'s, guarded. `sessions` counts those that may stay."""
+
+    def __init__(
+        self,
+        server: Callable[[], asyncio.Protocol],
+        sessions: Callable[[], int],
+        most: int,
+        traffic: Traffic,
+        *,
+        patience: float = PATIENCE,
+        stay: float = STAY,
+    ) -> None:
+        self._server = server
+        self._sessions = sessions
+        self._most = most
+        self.traffic = traffic
+        self.patience = patience
+        self.stay = stay
+        self.connections: set[_Guard] = set()
+
+    def __call__(self) -> asyncio.Protocol:
+        if len(self.connections) - self._sessions() >= self._most:
+            self.traffic.crowded += 1
+            return _Refused()
+        return _Guard(self._server(), self)
+
+
+class _Guard(asyncio.Protocol):
+    """Passes everything on between a connection and the HTTP server's protocol for it."""
+
+    def __init__(self, inner: asyncio.Protocol, step: Doorstep) -> None:
+        self._inner = inner
+        self._step = step
+        self._head = bytearray()
+        self._settled = False  # a whole head came, and it asks for a WebSocket
+        self._asked = False
+        self._transport: asyncio.Transport | None = None
+        loop = asyncio.get_running_loop()
+        self._timers = [
+            loop.call_later(step.patience, self._look, False),
+            loop.call_later(step.stay, self._look, True),
+        ]
+
+    def _look(self, long: bool) -> None:
+        if self._transport is not None and not self._settled and (long or not self._asked):
+            self._close()
+
+    def _close(self) -> None:
+        self._step.traffic.crowded += 1
+        if self._transport is not None:
+            self._transport.abort()
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvloop's is no subclass
+        self._transport = transport
+        self._step.connections.add(self)
+        self._inner.connection_made(transport)
+
+    def data_received(self, data: bytes) -> None:
+        if not self._asked:
+            self._head += data
+            end = self._head.find(b"\r\n\r\n")
+            if end >= 0:
+                self._asked = True
+                self._settled = b"\r\nupgrade: websocket" in self._head[:end].lower()
+                self._head.clear()
+            elif len(self._head) > MAX_HEAD:
+                self._close()
+                return
+        self._inner.data_received(data)
+
+    def eof_received(self) -> bool | None:
+        return self._inner.eof_received()
+
+    def pause_writing(self) -> None:
+        self._inner.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._inner.resume_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        for timer in self._timers:
+            timer.cancel()
+        self._transport = None
+        self._step.connections.discard(self)
+        self._inner.connection_lost(exc)
+
+
+class _Refused(asyncio.Protocol):
+    """There are as many as may be."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvloop's is no subclass
+        transport.abort()
