@@ -74,7 +74,7 @@ class Settings:
         }
         if self.sites is not None:
             site = "two" if self.behind(number) else "one"
-            tables["node"] = {"labels": [f"zone={site}", f"site={site}"]}
+            tables["node"] = {"labels": [f"{'site' if self.engine == 'gateways' else 'zone'}={site}"]}
             if self.engine == "gateways":
                 tables["site"] = {"gateway": self.gateway(number), "far_from_upstream": self.behind(number)}
         return tables

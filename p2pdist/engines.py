@@ -39,12 +39,18 @@ def site_of(config: AgentConfig) -> str:
     return config.node.label_map.get(labels.SITE, "")
 
 
+def zone_of(config: AgentConfig) -> str:
+    """The zone into which chunks come under leases only; empty: none. A node that names its site has gateways."""
+    names = config.node.label_map
+    return names.get(labels.ZONE, "") if config.peer.engine == "mesh" and not names.get(labels.SITE) else ""
+
+
 def said_labels(config: AgentConfig, engine: Engine) -> dict[str, str]:
     """What the tracker is told of this node: its labels, and what they mean for sites."""
     said: dict[str, str] = {}
     if isinstance(engine, GatewayEngine):
         said[labels.GATEWAY] = str(engine.outer.port)
-    if isinstance(engine, MeshEngine) and config.node.label_map.get(labels.ZONE):
+    if zone_of(config):
         said[labels.CROSSING] = labels.LEASES
     if config.site.far_from_upstream:
         said[labels.UPSTREAM] = labels.FAR
@@ -89,8 +95,8 @@ def _inner(config: AgentConfig, attestor: Attestor, key: Ed25519PrivateKey, enro
     if config.peer.engine == "bittorrent":
         return _bittorrent('peer.engine = "bittorrent"', config, attestor, key, enrolment)
     peer = config.peer
-    zone = config.node.label_map.get(labels.ZONE, "") if not config.site.gateway else ""
-    settings = MeshSettings(host=peer.host, port=peer.port, advertise=peer.advertise_host or "", zone=zone)
+    advertise = peer.advertise_host or ""
+    settings = MeshSettings(host=peer.host, port=peer.port, advertise=advertise, zone=zone_of(config))
     if enrolment is None:
         return MeshEngine(attestor.node, TcpNetwork(), settings, random.Random())
     tls = enrolment.credentials
