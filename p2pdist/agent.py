@@ -208,6 +208,7 @@ class Agent:
             self._swarms.stored(blob)
         for image, _ in imported.images:
             self._pull.rights.grant(Reference.parse(image).repository)
+        self._orders.denied.look_again()
         return [(image, str(digest)) for image, digest in imported.images]
 
     # --- what it is doing ----------------------------------------------------------------------------------------

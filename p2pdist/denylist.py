@@ -176,6 +176,10 @@ class DenyList:
             self.denials.learn(repository, Digest.parse(digest), subject)
         self._swarms.denied = self.denials.everywhere
 
+    def look_again(self) -> None:
+        """Something came into the store without having been asked for at the door."""
+        self._wake.set()
+
     # --- at the door --------------------------------------------------------------------------------------------
 
     def admit(self, repository: Repository, target: str | None, digest: Digest | None) -> None:

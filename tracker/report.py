@@ -90,6 +90,8 @@ def _cluster_gauges(cluster: Cluster) -> Iterator[tuple[str, str, float]]:
     yield "blobs", "Blobs that somebody holds whole or waits for", len(state.holders)
     yield "content_entries", "Tags and small content known", len(content)
     yield "content_bytes", "Memory for small content", content.bytes
+    yield "preheats", "Preheats that run", cluster.jobs.running
+    yield "denied", "Entries of the deny list", len(cluster.denied)
 
 
 def _cluster_counts(cluster: Cluster) -> Iterator[tuple[str, str, float]]:
@@ -100,6 +102,8 @@ def _cluster_counts(cluster: Cluster) -> Iterator[tuple[str, str, float]]:
     yield "leases_failed", "Leases that the upstream failed", counters.failed
     yield "chunks_regranted", "Chunks that had to be leased again", counters.regranted
     yield "upstream_bytes", "Bytes read from upstream, as agents report", counters.bytes_read
+    yield "zone_leases", "Leases of chunks from one zone to another", counters.carried
+    yield "zone_bytes", "Bytes fetched from one zone into another, as agents report", counters.bytes_carried
     yield "deaths", "Nodes voted dead", counters.deaths
     yield "gone", "Blobs that the upstream doesn't give", counters.gone
     yield "bans", "Nodes shut out", counters.banned

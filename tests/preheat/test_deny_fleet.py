@@ -144,6 +144,17 @@ async def test_a_pull_under_way_ends_when_its_image_is_denied(tmp_path: Path) ->
         await until(lambda: not any(stored(node, bad.digest, *bad.blobs)) and node.agent._store.partials() == [])
 
 
+async def test_a_denied_layer_is_not_brought_along_with_the_others_of_its_image(tmp_path: Path) -> None:
+    async with FakeRegistry() as registry, Fleet(tmp_path, registry) as fleet:
+        bad = image_of(registry, "1", 300_000, 200_000)
+        node = await fleet.start()
+        assert (await fleet.get(node, "manifests", "1"))[0] == 200  # its plan is known now
+        await deny_now(fleet, str(bad.layers[0]))
+        assert (await fleet.get(node, "blobs", bad.layers[1]))[0] == 200
+        assert stored(node, *bad.layers) == [False, True]
+        assert registry.requests(str(bad.layers[0]), "GET") == []
+
+
 async def test_the_list_holds_while_no_tracker_answers_and_over_a_restart(tmp_path: Path) -> None:
     async with FakeRegistry() as registry, Fleet(tmp_path, registry) as fleet:
         bad = image_of(registry, "1", 90_000)
