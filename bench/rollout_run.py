@@ -140,7 +140,7 @@ class Rollout:
     def _joined(self, count: int) -> None:
         tracker = self.tracker
         assert tracker is not None
-        wait_until(f"{count} agents at the tracker", lambda: tracker.agents() >= count, 30.0)
+        wait_until(f"{count} agents at the tracker", lambda: tracker.agents() >= count, 90.0)
 
     def _start_containerds(self, origin: Host, mirror: str | None) -> None:
         """A containerd on every node, with the agent as its mirror, or with the registry alone."""

@@ -99,7 +99,7 @@ class Agent:
 
     def wait(self) -> None:
         """Until its mirror answers."""
-        self._lab.wait_port(self.process, self.host, MIRROR_PORT, address="127.0.0.1", timeout=30.0)
+        self._lab.wait_port(self.process, self.host, MIRROR_PORT, address="127.0.0.1", timeout=90.0)
 
     def status(self) -> dict[str, Any]:
         """What `p2pdist status` would show, straight from its admin socket."""
