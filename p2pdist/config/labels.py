@@ -16,11 +16,10 @@ ZONE_KEYS = ("topology.kubernetes.io/zone", "failure-domain.beta.kubernetes.io/z
 _MAX_FILE = 256 * 1024
 
 
-def labels_of(configured: dict[str, str], file: Path | None) -> dict[str, str]:
-    """The configured labels, over those of the file; the zone first, at most `MAX_LABELS`. ConfigError."""
-    labels = {**(read_labels(file) if file is not None else {}), **configured}
+def labels_of(labels: dict[str, str]) -> dict[str, str]:
+    """Those that fit, at most `MAX_LABELS`: the zone, by any of its names, then the last ones first."""
     zone = next((labels[key] for key in ("zone", *ZONE_KEYS) if labels.get(key)), None)
-    ordered = {**({"zone": zone} if zone is not None else {}), **configured, **labels}
+    ordered = {**({"zone": zone} if zone is not None else {}), **dict(reversed(labels.items()))}
     fitting = {key: value for key, value in ordered.items() if 0 < len(key) <= MAX_KEY and len(value) <= MAX_VALUE}
     return dict(list(fitting.items())[:MAX_LABELS])
 

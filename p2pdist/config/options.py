@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from p2pdist.config import values as v
-from p2pdist.config.labels import labels_of
+from p2pdist.config.labels import labels_of, read_labels
 from p2pdist.errors import ConfigError
 
 
@@ -100,10 +100,17 @@ class NodeConfig(Section):
         "How long a stopping agent (SIGTERM, Ctrl-C) goes on serving what has begun before it closes.",
     )
 
+    def __post_init__(self) -> None:
+        """Checks the values and takes in the labels of the file. ConfigError."""
+        Section.__post_init__(self)
+        if self.labels_file is not None:  # once: what the file says later is not asked for
+            read = tuple(f"{key}={value}" for key, value in read_labels(self.labels_file).items() if "=" not in key)
+            object.__setattr__(self, "labels", (*read, *self.labels))
+
     @property
     def label_map(self) -> dict[str, str]:
-        """The labels by key; the last one counts where a key is there twice. ConfigError: the file can't be read."""
-        return labels_of(dict(label.partition("=")[::2] for label in self.labels), self.labels_file)
+        """The labels by key; the last one counts where a key is there twice."""
+        return labels_of(dict(label.partition("=")[::2] for label in self.labels))
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,7 +44,7 @@ def test_the_configuration_wins_over_the_file_and_the_zone_over_kubernetes_name_
 
 def test_a_tracker_is_told_no_more_than_it_takes_and_always_the_zone() -> None:
     many = {f"key-{number}": "v" for number in range(100)}
-    told = labels_of({**many, "k" * 64: "v", "long": "v" * 256, "topology.kubernetes.io/zone": "z"}, None)
+    told = labels_of({**many, "k" * 64: "v", "long": "v" * 256, "topology.kubernetes.io/zone": "z"})
     assert len(told) == 32 and told["zone"] == "z"
     assert all(len(key) <= 63 and len(value) <= 255 for key, value in told.items())
 
@@ -56,4 +56,4 @@ def test_a_file_that_cannot_be_read_is_an_error_and_not_a_node_without_a_zone(tm
         if content is not None:
             path.write_bytes(content)
         with pytest.raises(ConfigError, match=r"node\.labels_file"):
-            labels_of({}, path)
+            NodeConfig(labels_file=path)
