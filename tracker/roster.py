@@ -50,4 +50,10 @@ class Roster(Generic[T]):
 
     def sample(self, rng: random.Random, count: int) -> list[T]:
         """Up to `count` different members, in random order."""
-        return rng.sample(self._items, min(count, len(self._items)))
+        items, size = self._items, len(self._items)
+        if 4 * count >= size:
+            return rng.sample(items, min(count, size))
+        places: dict[int, None] = {}  # a few of many: `sample` would cost five times as much
+        while len(places) < count:
+            places[int(rng.random() * size)] = None
+        return [items[place] for place in places]
