@@ -174,6 +174,7 @@ class Simulation:
         self.read = 0
         self.limit = max(self.size / self.rates[UPSTREAM], self.size / rate, n * self.size / self.rates.sum())
         self.tick_at = 0.0
+        self.orphaned_at: float | None = None
 
     # --- the clock ---
 
@@ -195,6 +196,8 @@ class Simulation:
         victims = self.rng.sample(self.nodes[1:], int(self.o.kill * self.o.nodes))
         for node in victims:
             self.later(self.rng.uniform(0.2, 0.8) * self.limit, self.kill, node)
+        if self.o.kill_tracker:
+            self.later(self.o.kill_tracker * self.limit, self.lose_tracker)
         step = self.chunk / (self.o.rate * 125_000.0) / 10
         left = {node for node in self.nodes[1:]}
         while left:
@@ -208,7 +211,7 @@ class Simulation:
             for transfer in whole:
                 self.whole(transfer)
             due = self.tracker.next_deadline()
-            if due is not None and due <= self.now:
+            if due is not None and due <= self.now and self.orphaned_at is None:
                 self.deliver(self.tracker.tick(self.now))
             if self.now >= self.tick_at:
                 self.tick_at = self.now + self.o.tick
@@ -231,8 +234,26 @@ class Simulation:
         self.send(self.ask_tracker, node, method, message)
 
     def ask_tracker(self, node: Node, method: str, message: Any) -> None:
-        if not node.dead:
+        if not node.dead and self.orphaned_at is None:
             self.deliver(getattr(self.tracker, method)(self.now, node.name, message))
+
+    def lose_tracker(self) -> None:
+        self.orphaned_at = self.now
+
+    def read_alone(self, node: Node) -> None:
+        """What the engine does without a tracker: one read from upstream at a time, claimed first."""
+        if self.orphaned_at is None or node.dead or node.finished is not None:
+            return
+        own = node.decide.self_lease(self.now, self.orphaned_at, self.o.nodes)
+        if own is not None:
+            self.counts["read alone"] += 1
+            for peer in node.decide.neighbours():
+                self.send(self.claimed, self.nodes[int.from_bytes(peer, "big")], own[1])
+            node.decide.leased(DIGEST, own[1])
+            self.links.start(Transfer(UPSTREAM, node.number, own[1], None), self.bytes(own[1]))
+
+    def claimed(self, node: Node, index: int) -> None:
+        node.decide.claimed(DIGEST, index, self.now)
 
     def told(self, node: Node, message: wire.FromTracker) -> None:
         if node.dead:
@@ -276,7 +297,7 @@ class Simulation:
     def begin(self, node: Node) -> None:
         self.tracker.connected(self.now, PeerInfo(node.name, str(node.number), 1))
         node.decide.add_blob(DIGEST, self.count, 0)
-        self.tell(node, "join", wire.Join(DIGEST, "registry", [wire.Want(DIGEST, self.size)]))
+        self.tell(node, "join", wire.Join(DIGEST, "registry", [wire.Want(DIGEST, self.size, self.chunk)]))
 
     def kill(self, node: Node) -> None:
         if node.finished is not None or node.dead:
@@ -413,6 +434,8 @@ class Simulation:
         if transfer.alone:
             self.stream(node)
         self.pump(node)
+        if ask is None:
+            self.read_alone(node)
 
     def announce(self, node: Node, index: int, peers: list[bytes]) -> None:
         for peer in peers:
@@ -436,6 +459,7 @@ class Simulation:
         self.request(node, node.decide.late(self.now))
         for indexes in node.decide.missing(self.now).values():
             self.tell(node, "miss", wire.Miss(DIGEST, indexes))
+        self.read_alone(node)
 
     # --- the result ---
 
@@ -469,6 +493,7 @@ class Simulation:
                 else {}
             ),
             "egress_ratio": round(self.read / self.count, 3),
+            **({"read_alone_ratio": round(self.counts["read alone"] / self.count, 3)} if self.o.kill_tracker else {}),
             "redundant_ratio": round(self.counts["redundant"] / self.count / alive, 4),
             "tracker_messages_per_chunk": round(
                 (self.counts["to tracker"] + self.counts["from tracker"] - 3 * n) / self.count, 2
@@ -490,6 +515,7 @@ def main() -> None:
     parser.add_argument("--slow", type=float, default=0.0, help="share of slow nodes")
     parser.add_argument("--slow-rate", type=float, default=0.25, help="their rate")
     parser.add_argument("--kill", type=float, default=0.0, help="share of nodes that die on the way")
+    parser.add_argument("--kill-tracker", type=float, default=0.0, help="the tracker dies at this share of the limit")
     parser.add_argument("--latency", type=float, default=0.005, help="seconds of every message")
     parser.add_argument("--overhead", type=float, default=1.0, help="bytes on the wire per byte of a chunk")
     parser.add_argument("--tick", type=float, default=0.1, help="seconds between a node's ticks")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from functools import lru_cache
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -26,7 +27,12 @@ def attestation_bytes(digest: str, chunk_size: int, index: int, sha256: bytes) -
 def signature_holds(public_key: bytes, signature: bytes, message: bytes) -> bool:
     """Whether `signature` (64 bytes) over `message` was made by the Ed25519 key `public_key` (32 bytes)."""
     try:
-        Ed25519PublicKey.from_public_bytes(public_key).verify(signature, message)
+        _key(public_key).verify(signature, message)
     except (InvalidSignature, ValueError):
         return False
     return True
+
+
+@lru_cache(maxsize=4096)  # a fifth of a check is the parsing of the key, and a cluster has few
+def _key(public_key: bytes) -> Ed25519PublicKey:
+    return Ed25519PublicKey.from_public_bytes(public_key)

@@ -55,7 +55,7 @@ class BlobFile:
         """Up to `length` bytes from `offset`; fewer only at its end. StorageError: closed, or the disk fails."""
         if self.fd < 0:
             raise StorageError(f"{self.digest}: read of a closed file")
-        with storage_errors(f"reading {self.digest}"):
+        with storage_errors("reading", self.digest):
             return os.pread(self.fd, max(0, min(length, self.size - offset)), offset)
 
     def close(self) -> None:

@@ -91,7 +91,7 @@ class Staging:
         first, last = offset // self.chunk_size, (offset + len(rest) - 1) // self.chunk_size
         if (self.have >> first) & ((1 << (last - first + 1)) - 1):
             raise StorageError(f"{self.digest}: write over a proved chunk in {first}-{last}; forget it first")
-        with storage_errors(f"writing {self.digest}"):
+        with storage_errors("writing", self.digest):
             while rest:
                 count = os.pwrite(self.fd, rest, offset)
                 rest, offset = rest[count:], offset + count
@@ -99,14 +99,14 @@ class Staging:
     def read(self, offset: int, length: int) -> bytes:
         """Up to `length` bytes from `offset`, proved or not (see `have`). StorageError: closed, or the disk fails."""
         self._must_be_open()
-        with storage_errors(f"reading {self.digest}"):
+        with storage_errors("reading", self.digest):
             return os.pread(self.fd, max(0, min(length, self.size - offset)), offset)
 
     def chunk_sha256(self, index: int) -> bytes:
         """The sha256 (32 bytes) of chunk `index` as it is in the file now. Blocks for the hashing of one chunk."""
         self._must_be_open()
         self._must_exist(index)
-        with storage_errors(f"reading {self.digest}"):
+        with storage_errors("reading", self.digest):
             return chunk_sha256(self.fd, self._partial.heading, index)
 
     def prove(self, index: int, sha256: bytes, evidence: bytes) -> None:
@@ -128,7 +128,7 @@ class Staging:
                     raise StorageError(f"{self.digest}: chunk {index} is proved with another sha256; forget it first")
                 return
             claim = Claim(index, bytes(sha256), bytes(evidence))
-            with storage_errors(f"writing the journal of {self.digest}"):
+            with storage_errors("writing the journal of", self.digest):
                 self._partial.journal.add(claim)
             self._claims[index] = claim
             self.have |= 1 << index
@@ -156,7 +156,7 @@ class Staging:
             if index < self._prefix:
                 self._prefix = index
                 self._frontier.rewind(index * self.chunk_size)
-            with storage_errors(f"writing the journal of {self.digest}"):
+            with storage_errors("writing the journal of", self.digest):
                 self._partial.journal.drop(index)
 
     async def commit(self) -> StoredBlob:
