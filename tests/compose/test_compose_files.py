@@ -101,6 +101,7 @@ def test_the_environment_is_what_the_programs_know(name: str) -> None:
         config = load_agent(None, environment)
         assert not config.cluster.insecure
         assert config.node.name == name
+        assert config.mirror.names == (name,), "as try.py calls it"
     elif environment:
         assert not load_tracker(None, environment).insecure
 
