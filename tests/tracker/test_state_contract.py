@@ -12,6 +12,7 @@ from support.redis_server import RedisServer
 
 from p2pdist.errors import StorageError
 from tracker.state import State, open_state
+from tracker.tokens import Facts
 
 
 @pytest.fixture(scope="module")
@@ -166,3 +167,17 @@ async def test_a_closed_state_says_so(replicas: Replicas) -> None:
     for call in (one.get("t", "k"), one.put("t", "k", b""), one.version(), one.lead("a", "", 1.0)):
         with pytest.raises(StorageError):
             await call
+
+
+async def test_a_token_lets_in_as_many_as_it_says_whichever_replicas_they_ask_at_once(replicas: Replicas) -> None:
+    doors = [Facts(state) for state in replicas]
+    now = time.time()
+    token = await doors[0].new_token(b"f" * 32, now, 600.0, 3, {"zone": "a"})
+    nodes = [bytes([number]) * 32 for number in range(8)]
+    asked = [*nodes, *nodes]  # each at both replicas
+    answers = await asyncio.gather(
+        *(doors[place // 8].redeem(token.secret, node, now) for place, node in enumerate(asked))
+    )
+    let_in = {node for node, labels in zip(asked, answers, strict=True) if labels is not None}
+    assert len(let_in) == 3 and answers.count({"zone": "a"}) == 6  # those got the same answer at both
+    assert [one.used for one in await doors[1].tokens()] == [3]
