@@ -13,6 +13,7 @@ from p2pdist.protocol.messages import FromAgent
 
 _DIGESTS = 16  # announced digests in a unit
 _BYTES = 4096  # of small content in a unit
+_SHOWN = 65_536  # bytes of a blob that proves a lie in a unit: they are hashed and forgotten
 
 
 class Pace:
@@ -46,5 +47,7 @@ def _units(message: FromAgent) -> float:
             return 1.0 + len(message.indexes)
         case messages.Offer():
             return 1.0 + len(message.data) / _BYTES
+        case messages.Shown():
+            return 1.0 + len(message.data) / _SHOWN
         case _:
             return 1.0

@@ -49,6 +49,7 @@ def test_large_messages_count_for_more_than_small_ones() -> None:
     assert units([wire.Ping()]) == 1
     assert units([wire.Miss(digest("a"), list(range(256)))]) > 200
     assert units([wire.Offer("k", digest("a"), "", 65536, bytes(65536))]) > 10
+    assert units([wire.Shown(digest("a"), 0, bytes(1 << 20))]) > 10
 
 
 def test_a_frame_of_more_messages_than_anybody_has_to_say_is_none() -> None:
