@@ -404,6 +404,9 @@ class _Metrics:
         yield GaugeMetricFamily("p2pdist_links", "Peers with an open link", value=status["peer"]["links"])
         connected = float(status["tracker"]["connected"])
         yield GaugeMetricFamily("p2pdist_tracker_connected", "1 with a tracker session", value=connected)
+        if not status["insecure"]:
+            left = status["membership"]["certificate_seconds"]
+            yield GaugeMetricFamily("p2pdist_certificate_seconds", "For how long this node is a member", value=left)
         yield GaugeMetricFamily("p2pdist_store_bytes", "Bytes of stored blobs", value=status["store"]["bytes"])
         kept = status["store"]["kept_bytes"]
         yield GaugeMetricFamily("p2pdist_store_kept_bytes", "Bytes of stored blobs that are not evicted", value=kept)

@@ -29,6 +29,7 @@ from tracker.doorstep import HANDSHAKE, KEEP_ALIVE, Doorstep
 from tracker.enrol import MAX_BODY, Enrolment, open_authority
 from tracker.enrol_kubernetes import ServiceAccounts
 from tracker.keys import cluster_key, derived_key
+from tracker.lag import Lag
 from tracker.replicas.dialling import PATH
 from tracker.replicas.election import Memory, replica_id
 from tracker.replicas.leading import Leading
@@ -80,6 +81,7 @@ class RunningTracker:
         self._members = Members(key, settings.membership_time)
         self._loop = asyncio.get_running_loop()
         self._epoch = time.time() - self._loop.time()
+        self._lag = Lag(self._loop.time())
         async with AsyncExitStack() as stack:
             self.state = open_configured(settings.state, settings.data_directory)
             stack.push_async_callback(self.state.close)
@@ -248,6 +250,8 @@ class RunningTracker:
             unwritten=self.book.unwritten,
             sessions=len(self.visits),
             nodes=self.visits.nodes,
+            lag=self._lag.most(self._loop.time()),
+            membership=self._enrolment.counts if self._enrolment is not None else None,
         )
 
     async def _health(self, request: web.Request) -> web.Response:
@@ -325,11 +329,12 @@ class RunningTracker:
     async def _watch(self) -> None:
         """Take over what command lines and other replicas have changed; once a second, which costs one question."""
         while True:
+            due = time.monotonic() + _LOOK
             try:
                 async with asyncio.timeout(_LOOK):
                     await self.book.noted.wait()
             except TimeoutError:
-                pass
+                self._lag.saw(self._loop.time(), time.monotonic() - due)
             await self._look()
 
     async def _look(self) -> None:

@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from p2pdist.errors import ConfigError, InputError, StorageError
 from p2pdist.pki import Authority, Identity, JoinToken, Role, TlsCredentials, peer_certificate, requested_key
 from tracker.enrol_kubernetes import ReviewUnavailable, ServiceAccounts, TokenRefused
+from tracker.report import Membership
 from tracker.tokens import Facts
 from tracker.webhooks import PATHS as HOOKS
 
@@ -87,6 +88,12 @@ class Enrolment:
         certificate = self._authority.issue(public, Role.TRACKER, {}, time.time(), self._lifetime)
         self.credentials.use(certificate, self._key, self._authority.pem)
         self._timer = asyncio.get_running_loop().call_later(self._lifetime / 2, self.start)
+
+    @property
+    def counts(self) -> Membership:
+        """For metrics."""
+        ends = self._authority.certificate.not_valid_after_utc.timestamp()
+        return Membership(self.enrolled, self.renewed, self.refused, max(0.0, ends - time.time()))
 
     def stop(self) -> None:
         """No more certificates."""

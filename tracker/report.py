@@ -20,8 +20,21 @@ MOST = 1000  # nodes and swarms listed in a status document
 
 
 @dataclass(frozen=True, slots=True)
+class Membership:
+    """Who became or stayed a member here, and for how many seconds the authority is valid."""
+
+    enrolled: int
+    renewed: int
+    refused: int
+    authority_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class Standing:
-    """One replica among the others. `leader`, `replicas`: addresses; `nodes`: of the whole cluster."""
+    """One replica among the others. `leader`, `replicas`: addresses; `nodes`: of the whole cluster.
+
+    `lag`: seconds that it was late at worst, lately; `membership`: None where there are no certificates.
+    """
 
     role: str
     leader: str
@@ -32,6 +45,8 @@ class Standing:
     unwritten: int
     sessions: int
     nodes: int
+    lag: float = 0.0
+    membership: Membership | None = None
 
 
 class _Snapshot(Collector):
@@ -48,6 +63,8 @@ class _Snapshot(Collector):
             "p2pdist_tracker_state_outages", "Times the state couldn't be reached", value=self._standing.outages
         )
         yield from _counters(_traffic(self._traffic))
+        if self._standing.membership is not None:
+            yield from _counters(_membership(self._standing.membership))
         if self._cluster is not None:
             yield from self._decisions(self._cluster)
 
@@ -80,6 +97,16 @@ def _standing(standing: Standing) -> Iterator[tuple[str, str, float]]:
     yield "followers", "Replicas that follow this one", len(standing.replicas)
     yield "sessions", "Agents with a session at this replica", standing.sessions
     yield "bans_not_written", "Bans in force that wait for the state", standing.unwritten
+    yield "lag_seconds", "How late this process was at worst within the last minute", standing.lag
+    if standing.membership is not None:
+        seconds = standing.membership.authority_seconds
+        yield "authority_seconds", "For how long the cluster's authority is valid", seconds
+
+
+def _membership(membership: Membership) -> Iterator[tuple[str, str, float]]:
+    yield "enrolments", "Nodes that became members here", membership.enrolled
+    yield "renewals", "Certificates renewed", membership.renewed
+    yield "enrolments_refused", "Enrolments and renewals refused", membership.refused
 
 
 def _cluster_gauges(cluster: Cluster) -> Iterator[tuple[str, str, float]]:
