@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import Callable, Iterable
 from functools import partial
 
@@ -28,7 +29,7 @@ from p2pdist.protocol.messages import PeerInfo
 from p2pdist.scope import Scope
 from p2pdist.swarm.attest import from_header
 from p2pdist.swarm.engine import EngineStats, Host
-from p2pdist.swarm.exchange import Exchange
+from p2pdist.swarm.exchange import Exchange, Receiver
 
 __all__ = ["MeshEngine", "MeshSettings"]
 
@@ -95,7 +96,7 @@ class MeshEngine:
         self._scope = Scope()
         await self._scope.start()
         self._listener: Listener = await self._network.listen(
-            lambda: Inbound(self), self.settings.host, self.settings.port
+            lambda: Inbound(self, self._knobs), self.settings.host, self.settings.port
         )
         self._near.start(self._scope, self._listener.port)
 
@@ -233,6 +234,10 @@ class MeshEngine:
         self.stats.stalls += 1
         self._host.peer_dead(node)
 
+    def link_ended(self, node: bytes) -> None:
+        """It is closed because the neighbour's certificate has ended."""
+        self.stats.ended_certificates += 1
+
     def _open_on(self, link: ControlLink, exchange: Exchange) -> None:
         number = self._numbers[exchange.name]
         have = bitmap(exchange.have, exchange.count)
@@ -320,7 +325,9 @@ class MeshEngine:
             idle = self._idle.get(ask.peer)
             while idle:
                 outbound = idle.pop()
-                if outbound.usable:
+                if outbound.usable and outbound.ends <= time.time():
+                    outbound.close()
+                elif outbound.usable:
                     outbound.request(fetch, self._request_head())
                     break
             else:
@@ -354,6 +361,7 @@ class MeshEngine:
         """What a peer sends is held against it: so it has to be the one."""
         if self._identify is not None and self._identify(outbound.tls) != peer:
             raise PeerError("another node answers at its address", peer=peer.hex())
+        outbound.ends = self._near.lifetimes.seen(peer, outbound.tls)
 
     def _forget_fetch(self, fetch: Fetch) -> bool:
         key = (fetch.ask.peer, fetch.ask.blob, fetch.ask.index)
@@ -396,12 +404,33 @@ class MeshEngine:
     def fetch_done(self, fetch: Fetch, head: Head) -> None:
         """All bytes of the chunk are in its receiver."""
         ask, receiver, outbound = fetch.ask, fetch.receiver, fetch.connection
-        if not self._forget_fetch(fetch) or receiver is None:
+        if self._fetches.get((ask.peer, ask.blob, ask.index)) is not fetch or receiver is None:
             return
+        fetch.connection = None  # free for the next chunk
         if outbound is not None and ask.peer in self._near.links:
             self._idle.setdefault(ask.peer, []).append(outbound)
         elif outbound is not None:
             outbound.close()
+        if receiver.hashed:
+            self._settle(fetch, receiver, head)
+        else:
+            self._scope.spawn(self._hash_and_settle(fetch, receiver, head))
+
+    async def _hash_and_settle(self, fetch: Fetch, receiver: Receiver, head: Head) -> None:
+        try:
+            await self._loop.run_in_executor(None, receiver.hash_file)
+        except (OSError, StorageError) as error:
+            receiver.close()
+            self.fetch_failed(fetch, error if isinstance(error, StorageError) else StorageError(str(error)))
+            return
+        self._settle(fetch, receiver, head)
+
+    def _settle(self, fetch: Fetch, receiver: Receiver, head: Head) -> None:
+        """The bytes are here and hashed: do they prove the chunk?"""
+        ask = fetch.ask
+        if not self._forget_fetch(fetch):
+            receiver.close()
+            return
         self._decide.received(ask, self._loop.time() - fetch.began)
         try:
             text = head.headers.get("p2pdist-attestation")
@@ -476,10 +505,23 @@ class MeshEngine:
 
     def connected(self, connection: Inbound) -> bool:
         """A connection came; False refuses it."""
-        if len(self._inbound) >= self.settings.max_connections:
+        node = self._identify(connection.tls) or b"" if self._identify is not None and connection.tls else b""
+        mine = sum(other == node for other in self._inbound.values()) if node else 0
+        if len(self._inbound) >= self.settings.max_connections or mine >= self.settings.max_per_node:
+            self.stats.refused_connections += 1
             return False
-        self._inbound[connection] = b""
+        self._inbound[connection] = node
+        if node:
+            connection.end_after(self._near.lifetimes.seen(node, connection.tls) - time.time())
         return True
+
+    def bad_request(self) -> None:
+        """Something came that is no request, or too large."""
+        self.stats.bad_requests += 1
+
+    def too_slow(self) -> None:
+        """A connection was closed on which nothing happened."""
+        self.stats.slow_connections += 1
 
     def disconnected(self, connection: Inbound) -> None:
         """It is closed."""
@@ -496,6 +538,7 @@ class MeshEngine:
         if self._inbound.get(connection) != node:
             self._inbound[connection] = node
             if sum(other == node for other in self._inbound.values()) > self.settings.max_per_node:
+                self.stats.refused_connections += 1
                 connection.answer(503, "Service Unavailable", close=True)
                 return
         exchange = self._exchanges.get(digest)

@@ -6,6 +6,7 @@ The body goes from the socket into one buffer and from there to the file and the
 from __future__ import annotations
 
 import asyncio
+import math
 from typing import Protocol
 
 from p2pdist.errors import PeerError, ProtocolError, StorageError
@@ -69,6 +70,7 @@ class Outbound(asyncio.BufferedProtocol):
         self._transport: asyncio.Transport | None = None
         self._wake: WakeUp | None = None
         self.usable = False
+        self.ends = math.inf  # Unix time at which the peer's certificate does
 
     @property
     def tls(self) -> object | None:
@@ -153,7 +155,7 @@ class Outbound(asyncio.BufferedProtocol):
         if not self._owner.fetch_answered(fetch, load):
             self.close()
             return
-        fetch.receiver = fetch.exchange.receive(fetch.ask.index)
+        fetch.receiver = fetch.exchange.receive(fetch.ask.index, later=True)
         self._head = head
         filled, self._filled = self._filled, 0
         if filled > end + 4:

@@ -25,3 +25,6 @@ class Knobs:
     alive: float = 0.5  # a link on which nothing was said for so long says that it lives
     silent: float = 2.0  # a neighbour that says nothing for so long is dead to us
     idle: float = 60.0  # a link that nobody used for so long is closed
+    first_request: float = 10.0  # a connection on which no request has come for so long is closed
+    untaken: float = 30.0  # ... and one whose other side takes less than 256 KiB in that time
+    grace: float = 60.0  # a link goes on for so long after the neighbour's last certificate has ended

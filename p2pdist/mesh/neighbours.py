@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
@@ -12,6 +13,7 @@ import structlog
 from p2pdist.errors import PeerError, ProtocolError
 from p2pdist.mesh.control import ControlLink
 from p2pdist.mesh.knobs import Knobs
+from p2pdist.mesh.lifetime import Lifetimes
 from p2pdist.mesh.network import Network
 from p2pdist.mesh.serving import Inbound
 from p2pdist.mesh.wire import UPGRADE, Alive, AnyFrame, Head, parse_head
@@ -52,6 +54,9 @@ class NeighbourOwner(Protocol):
     def link_dead(self, node: bytes) -> None:
         """It was closed because nothing came any more."""
 
+    def link_ended(self, node: bytes) -> None:
+        """It is closed because the neighbour's certificate has ended."""
+
 
 class Neighbours:
     """The links of one node. `port` is set once it listens."""
@@ -64,7 +69,9 @@ class Neighbours:
         settings: MeshSettings,
         knobs: Knobs,
         identify: Callable[[object], bytes | None] | None,
+        wall: Callable[[], float] = time.time,
     ) -> None:
+        self._wall = wall  # Unix time, which certificates are dated in
         self.port = 0
         self.addresses: dict[bytes, PeerInfo] = {}
         self.links: dict[bytes, ControlLink] = {}
@@ -73,6 +80,7 @@ class Neighbours:
         self._network = network
         self._settings = settings
         self._knobs = knobs
+        self.lifetimes = Lifetimes()
         self._identify = identify  # node id from a TLS object; None: no TLS, the header is believed
         self._dialling: set[bytes] = set()
         self._banned: dict[bytes, float] = {}
@@ -114,6 +122,7 @@ class Neighbours:
                 transport = await self._network.connect(lambda: greeting, peer.host, peer.port)
                 head, rest = await greeting.answered
             node = self.node_of(transport.get_extra_info("ssl_object"), head)
+            self.lifetimes.seen(node, transport.get_extra_info("ssl_object"))
             if head.status != 101 or node != peer.node:
                 transport.abort()
                 return
@@ -155,6 +164,7 @@ class Neighbours:
         """A neighbour wants a control link on this connection."""
         now = self._loop.time()
         node = self.node_of(connection.tls, head)
+        self.lifetimes.seen(node, connection.tls)
         if head.headers.get("upgrade") != UPGRADE or not node or node == self._node or self.is_banned(node, now):
             connection.answer(403, "Forbidden", close=True)
             return
@@ -229,6 +239,9 @@ class Neighbours:
                 link.heard = max(link.heard, now - self._knobs.silent / 2)
             if now - link.heard > self._knobs.silent:
                 self.drop_dead(link, f"silent for {now - link.heard:.1f} s")
+            elif self.lifetimes.over(link.peer.node, self._wall() - self._knobs.grace):
+                self._owner.link_ended(link.peer.node)
+                link.close(PeerError("its certificate has ended", peer=link.peer.node.hex()))
             elif now - link.used > self._knobs.idle:
                 link.close()
             elif now - link.said >= self._knobs.alive:

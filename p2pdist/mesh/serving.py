@@ -11,6 +11,7 @@ import os
 from typing import Protocol
 
 from p2pdist.errors import ProtocolError, StorageError
+from p2pdist.mesh.knobs import Knobs
 from p2pdist.mesh.network import tune_sender
 from p2pdist.mesh.wire import Head, parse_head, parse_range
 from p2pdist.protocol import limits
@@ -18,6 +19,7 @@ from p2pdist.swarm.attest import to_header
 from p2pdist.swarm.exchange import Exchange
 
 _PIECE = 256 * 1024  # bytes read and written at a time
+_LONGEST = 30 * 86_400.0  # seconds that a timer is set for
 
 
 class ServerOwner(Protocol):
@@ -38,11 +40,21 @@ class ServerOwner(Protocol):
     def served(self, connection: Inbound, sent: int, whole: bool) -> None:
         """The answer that `serve` began has ended."""
 
+    def bad_request(self) -> None:
+        """Something came that is no request, or too large; for metrics."""
+
+    def too_slow(self) -> None:
+        """A connection is closed on which nothing happened; for metrics."""
+
 
 class Inbound(asyncio.Protocol):
     """One connection to the peer port."""
 
-    def __init__(self, owner: ServerOwner) -> None:
+    def __init__(self, owner: ServerOwner, knobs: Knobs | None = None) -> None:
+        self._knobs = knobs or Knobs()
+        self._timer: asyncio.TimerHandle | None = None  # for the first request, or for the other side to take something
+        self._life: asyncio.TimerHandle | None = None  # until its certificate ends
+        self._ended = False
         self.node = b""  # who is on the other side; set by the first request
         self._owner = owner
         self._buffer = bytearray()
@@ -69,10 +81,15 @@ class Inbound(asyncio.Protocol):
         tune_sender(transport)
         if not self._owner.connected(self):
             transport.abort()
+            return
+        self._wait(self._knobs.first_request)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is closed."""
         self._transport = None
+        self._wait(None)
+        if self._life is not None:
+            self._life.cancel()
         self._end(whole=False)
         self._owner.disconnected(self)
 
@@ -88,6 +105,7 @@ class Inbound(asyncio.Protocol):
         end = self._buffer.find(b"\r\n\r\n")
         if end < 0:
             if len(self._buffer) > limits.MAX_HTTP_HEAD:
+                self._owner.bad_request()
                 self.answer(431, "Request Header Fields Too Large", close=True)
             return
         raw = bytes(self._buffer[:end])
@@ -95,9 +113,11 @@ class Inbound(asyncio.Protocol):
         try:
             head = parse_head(raw)
         except ProtocolError:
+            self._owner.bad_request()
             self.answer(400, "Bad Request", close=True)
             return
         self._busy = True
+        self._wait(None)
         self._dispatch(head)
 
     def _dispatch(self, head: Head) -> None:
@@ -127,6 +147,9 @@ class Inbound(asyncio.Protocol):
         if self._transport is None:
             return None
         transport, self._transport = self._transport, None
+        self._wait(None)
+        if self._life is not None:
+            self._life.cancel()
         transport.write(f"HTTP/1.1 101 Switching Protocols\r\n{lines}\r\n".encode("ascii"))
         return transport
 
@@ -161,6 +184,7 @@ class Inbound(asyncio.Protocol):
         extra = f"P2pdist-Attestation: {to_header(attestation)}\r\n" if attestation else ""
         self._body = (exchange, start, end)
         self._start = start
+        self._wait(self._knobs.untaken)
         self._transport.write(
             f"HTTP/1.1 206 Partial Content\r\nContent-Length: {end - start}\r\n"
             f"Content-Range: bytes {start}-{end - 1}/{exchange.size}\r\n"
@@ -193,6 +217,7 @@ class Inbound(asyncio.Protocol):
                 self.abort()
                 return
             self._body = (exchange, offset + len(data), end)
+            self._wait(self._knobs.untaken)
             self._transport.write(data)
 
     def _end(self, *, whole: bool) -> None:
@@ -200,9 +225,32 @@ class Inbound(asyncio.Protocol):
         if body is None:
             return
         self._busy = False
+        self._wait(None)
         self._owner.served(self, body[1] - self._start, whole)
+        if self._ended:
+            self.abort()
         if whole and self._buffer and not self._busy:
             self._next()
+
+    def end_after(self, seconds: float) -> None:
+        """The other side's certificate ends then: what is being sent is finished, and nothing else begun."""
+        self._life = asyncio.get_running_loop().call_later(min(seconds, _LONGEST), self._end_of_life)
+
+    def _end_of_life(self) -> None:
+        self._ended = True
+        if not self._busy and self._transport is not None:
+            self._transport.close()
+
+    def _wait(self, seconds: float | None) -> None:
+        """Close the connection if nothing happens for so long; None: it may be idle."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = None if seconds is None else asyncio.get_running_loop().call_later(seconds, self._late)
+
+    def _late(self) -> None:
+        if self._transport is not None:
+            self._owner.too_slow()
+            self._transport.abort()
 
     def abort(self) -> None:
         """Close at once."""

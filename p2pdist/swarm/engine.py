@@ -24,6 +24,10 @@ class EngineStats:
     busy: int = 0  # requests answered 503
     stalls: int = 0  # transfers given up because nothing came
     refused: int = 0  # chunks whose bytes or attestation were wrong
+    refused_connections: int = 0  # of other nodes: there were as many as may be, of all or of one node
+    slow_connections: int = 0  # closed: no request came, or what was sent wasn't taken
+    bad_requests: int = 0  # too large, or none that this port knows
+    ended_certificates: int = 0  # links closed because the node's certificate had ended
 
 
 class Host(Protocol):

@@ -40,6 +40,10 @@ class GatewayEngine:
             busy=mine.busy + theirs.busy,
             stalls=mine.stalls + theirs.stalls,
             refused=mine.refused + theirs.refused,
+            refused_connections=mine.refused_connections + theirs.refused_connections,
+            slow_connections=mine.slow_connections + theirs.slow_connections,
+            bad_requests=mine.bad_requests + theirs.bad_requests,
+            ended_certificates=mine.ended_certificates + theirs.ended_certificates,
         )
 
     @property
