@@ -104,6 +104,14 @@ async def test_an_answer_that_is_no_review_lets_nobody_in(api: ApiServer, body: 
         await labels(api, "good")
 
 
+@pytest.mark.parametrize("authenticated", [b'"authenticated": false, ', b""])
+async def test_only_a_clear_yes_lets_anybody_in(api: ApiServer, authenticated: bytes) -> None:
+    user = b'{"username": "system:serviceaccount:p2pdist:p2pdist-agent"}'
+    api.body = b'{"status": {%s"user": %s, "audiences": ["p2pdist"]}}' % (authenticated, user)
+    with pytest.raises(TokenRefused, match="does not accept"):
+        await labels(api, "good")
+
+
 async def test_an_answer_without_a_user_lets_nobody_in(api: ApiServer) -> None:
     api.body = b'{"status": {"authenticated": true, "audiences": ["p2pdist"]}}'
     with pytest.raises(TokenRefused):
