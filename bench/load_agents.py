@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import random
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -89,7 +89,7 @@ class Agent:
         self._waiting: set[str] = set()
         self._stream: dict[str, int] = {}  # chunks read of layers that this agent reads alone
         self._recalled: set[str] = set()
-        self._pinged: deque[float] = deque()
+        self._pinged = 0.0  # when; 0: no answer is waited for
         self._joined_at = 0.0
         self._joined = False
         self._asked_at: dict[int, float] = {}
@@ -113,8 +113,10 @@ class Agent:
             self.socket.send(wire.encode(queue))
 
     def ping(self) -> None:
-        self._pinged.append(time.perf_counter())
-        self.say(wire.Ping())
+        """Unless the last one isn't answered yet: how long that takes is measured all the same."""
+        if not self._pinged:
+            self._pinged = time.perf_counter()
+            self.say(wire.Ping())
 
     def _gone(self, why: str) -> None:
         self.lost = why
@@ -181,7 +183,8 @@ class Agent:
                     self.welcomed.set_result(message.session_timeout)
                     self.say(wire.Holds(["sha256:" + hashlib.sha256(str(n).encode()).hexdigest() for n in range(20)]))
             case wire.Pong():
-                self._watch.pings.append(now - self._pinged.popleft())
+                self._watch.pings.append(now - self._pinged)
+                self._pinged = 0.0
             case wire.Fetch():
                 rollout = self._rollout
                 assert rollout is not None
