@@ -2,13 +2,14 @@
 
 A node says by labels which site it is in, on which port other sites reach it if it may be a gateway, and whether it is
 far from the upstream registries. For every blob one gateway of each site that takes part is chosen, and stays as long
-as it does; only these meet across. Where two sites don't both have one, their nodes meet as if there were no sites.
-Pure.
+as it does; only these meet across. Where two sites don't both have one a few seconds after the first node wanted the
+blob, their nodes meet as if there were no sites. Pure.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from itertools import islice
 
 from p2pdist.protocol import labels as names
@@ -17,6 +18,7 @@ from p2pdist.protocol.messages import PeerInfo
 from tracker.model import Node, State, Swarm
 from tracker.timers import Outbox
 
+AWAITED = 5.0  # seconds after which a site is no longer expected to have a gateway in a swarm
 _LOOKED_AT = 64  # possible gateways of a site
 
 
@@ -46,8 +48,11 @@ def left(state: State, swarm: Swarm, node: Node, out: Outbox) -> None:
             return
 
 
-def born(state: State, swarm: Swarm) -> None:
-    """A new swarm may find holders."""
+def born(state: State, swarm: Swarm, now: float) -> None:
+    """A new swarm: gateways may hold the blob already, or come."""
+    if len(state.sites) > 1:
+        swarm.awaited = frozenset(state.sites)
+        state.timers.at(now + AWAITED, partial(_no_longer_awaited, swarm))
     if swarm.holders:
         for site in state.sites:
             for node in _possible(state, site, swarm):
@@ -72,11 +77,17 @@ def _possible(state: State, site: str, swarm: Swarm) -> Iterator[Node]:
 
 def meet(swarm: Swarm, node: Node, peer: Node) -> PeerInfo | None:
     """How `node` reaches `peer` for this blob; None: not at all."""
-    if node.site == peer.site or not (node.site in swarm.gateways and peer.site in swarm.gateways):
+    if node.site == peer.site:
         return peer.peer
-    if swarm.gateways[node.site] is node and swarm.gateways[peer.site] is peer:
-        return at_gateway(peer)
-    return None
+    if node.site in swarm.gateways and peer.site in swarm.gateways:
+        both = swarm.gateways[node.site] is node and swarm.gateways[peer.site] is peer
+        return at_gateway(peer) if both else None
+    expected = all(site in swarm.gateways or site in swarm.awaited for site in (node.site, peer.site))
+    return None if expected else peer.peer
+
+
+def _no_longer_awaited(swarm: Swarm, now: float, out: Outbox) -> None:
+    swarm.awaited = frozenset()
 
 
 def at_gateway(node: Node) -> PeerInfo:

@@ -22,16 +22,19 @@ class Node:
 
     __slots__ = (
         "address", "alone", "benched", "benched_until", "gateway", "holds", "id", "live", "lone", "lone_due", "peer",
-        "reads", "seats", "site", "strikes", "votes",
+        "reads", "seats", "site", "strikes", "votes", "zone",
     )  # fmt: skip
 
-    def __init__(self, peer: PeerInfo, address: str, site: str = "", gateway: int = 0, reads: bool = True) -> None:
+    def __init__(
+        self, peer: PeerInfo, address: str, site: str = "", gateway: int = 0, reads: bool = True, zone: str = ""
+    ) -> None:
         self.id = peer.node
         self.peer = peer
         self.address = address  # where its session comes from
         self.site = site
         self.gateway = gateway  # the port on which other sites reach it; 0: it is no gateway
         self.reads = reads  # False: only when nobody else in a swarm may read from upstream
+        self.zone = zone  # chunks come into it under leases only; empty: it is in none
         self.live = True
         self.seats: dict[str, Seat] = {}  # by digest: the blobs it waits for
         self.holds: set[str] = set()
@@ -45,9 +48,9 @@ class Node:
 
 
 class Lease:
-    """Chunks `first` .. `first + count - 1` are being read from upstream by `seat.node`."""
+    """Chunks `first` .. `first + count - 1` are being read from upstream, or from `source`, by `seat.node`."""
 
-    __slots__ = ("count", "credit", "deadline", "first", "granted", "left", "progress", "seat", "touched")
+    __slots__ = ("count", "credit", "deadline", "first", "granted", "left", "progress", "seat", "source", "touched")
 
     def __init__(self, seat: Seat, first: int, count: int, left: int, now: float, deadline: float) -> None:
         self.seat = seat
@@ -55,6 +58,7 @@ class Lease:
         self.count = count
         self.left = left  # chunks that haven't come; 0: the lease is over
         self.credit = True  # whether it still holds a credit
+        self.source: Node | None = None  # a node of another zone from which it is read; then the credit is the zone's
         self.progress = 0  # half chunks read
         self.granted = now
         self.touched = now  # its last sign of progress
@@ -88,20 +92,30 @@ class Stream:
 
 
 class Swarm:
-    """The nodes that wait for one blob, those that hold it, and the state of its chunks.
+    """The nodes of one zone that wait for one blob, those that hold it, and the state of its chunks there.
 
+    `siblings` are the swarms of the same blob in other zones; without zones there are none.
     A chunk is `missing` (to be leased), leased (in `leases`), failed and waiting for its time, or taken for available:
     somebody has it or had it.
     """
 
     __slots__ = (
-        "alone", "avoid", "born", "chunk_size", "closing", "count", "denied", "digest", "failures", "far_ring", "full",
-        "gateways", "hold_until", "holders", "leased", "leases", "lone_queue", "members", "missed", "missing", "near",
-        "order", "over", "ring", "rollout", "seats", "size", "source", "tally", "turned", "votes",
+        "alone", "avoid", "awaited", "born", "chunk_size", "closing", "count", "denied", "digest", "everywhere",
+        "failures", "far_ring", "full", "gateways", "hold_until", "holders", "leased", "leases", "lone_queue",
+        "members", "missed", "missing", "near", "order", "over", "ring", "rollout", "seats", "shunned", "siblings",
+        "size", "source", "stuck", "tally", "turned", "votes",
     )  # fmt: skip
 
     def __init__(
-        self, digest: str, size: int, chunk_size: int, rollout: Rollout, order: int, holders: Roster[Node], now: float
+        self,
+        digest: str,
+        size: int,
+        chunk_size: int,
+        rollout: Rollout,
+        order: int,
+        holders: Roster[Node],
+        now: float,
+        everywhere: Roster[Node] | None = None,
     ) -> None:
         self.digest = digest
         self.size = size
@@ -115,7 +129,11 @@ class Swarm:
         self.closing = False  # everyone is being told to go
         self.seats: dict[Node, Seat] = {}  # everyone who waits, those voted dead too
         self.members: Roster[Node] = Roster()  # the live ones of them
-        self.holders = holders  # live nodes with the whole blob
+        self.holders = holders  # live nodes with the whole blob, as far as they are near
+        self.everywhere = holders if everywhere is None else everywhere  # the same of all zones
+        self.siblings: list[Swarm] = []
+        self.shunned: dict[int, set[Node]] = {}  # who failed to give a chunk to this zone
+        self.stuck = 0  # chunks that can't be had from other zones though they are there
         self.missing = 0 if holders else self.full
         self.leases: dict[int, Lease] = {}
         self.leased = 0
@@ -123,6 +141,7 @@ class Swarm:
         self.far_ring: deque[Seat] = deque()  # the same of nodes that read only when there is nobody else
         self.near = 0  # live members that stand in the ring otherwise
         self.turned = False
+        self.awaited: frozenset[str] = frozenset()  # sites whose gateways may still come
         self.gateways: dict[str, Node] = {}  # by site: who carries the blob to and from other sites
         self.tally = Tally()
         self.source: dict[int, Node] = {}  # who said last that it read the chunk
@@ -137,8 +156,13 @@ class Swarm:
 
     @property
     def lone(self) -> bool:
-        """Whether one node waits and nobody holds the blob."""
-        return len(self.members) == 1 and not self.holders
+        """Whether one node waits and nobody holds the blob, in all zones."""
+        return len(self.members) == 1 and not self.everywhere and not self.siblings
+
+    @property
+    def apart(self) -> bool:
+        """Whether some of its chunks may be in another zone."""
+        return bool(self.siblings) or (bool(self.everywhere) and not self.holders)
 
     def turns(self) -> tuple[deque[Seat], int]:
         """Who gets the next lease, and how many those are: nodes near the upstream, unless it refuses them all."""
@@ -156,26 +180,51 @@ class Swarm:
         return len(self.members) + len(self.holders)
 
 
+class Family:
+    """The rollouts of one image, one of each zone. `reader`: the zone that reads from upstream for all."""
+
+    __slots__ = ("reader", "rollouts")
+
+    def __init__(self) -> None:
+        self.rollouts: dict[Rollout, None] = {}
+        self.reader: str | None = None
+
+
 class Rollout:
-    """Swarms that were joined together: their credits and their order are shared."""
+    """Swarms of one zone that were joined together: their credits and their order are shared."""
 
     __slots__ = (
+        "carriers",
+        "carry_pace",
+        "carrying",
         "credits_out",
         "cursor",
         "failures",
+        "family",
         "hold_until",
         "id",
         "load",
         "next_order",
         "number",
         "parked",
+        "probed",
         "registry",
         "swarms",
         "window",
+        "zone",
     )
 
-    def __init__(self, rollout: str, number: int, registry: Registry, window: int) -> None:
+    def __init__(
+        self, rollout: str, number: int, registry: Registry, window: int, zone: str = "", family: Family | None = None
+    ) -> None:
         self.id = rollout
+        self.zone = zone
+        self.family = family or Family()
+        self.family.rollouts[self] = None
+        self.probed = False  # whether a read has shown how near its zone is to the upstream
+        self.carrying = 0  # credits out for reads from other zones
+        self.carriers: dict[Node, int] = {}  # unfinished reads of each node from other zones
+        self.carry_pace = 0.0  # seconds from such a lease to its half, on average
         self.number = number
         self.registry = registry
         self.swarms: list[Swarm] = []  # in the order of leases
@@ -207,17 +256,9 @@ class Counters:
     """What has happened since the start; for metrics and tests."""
 
     __slots__ = (
-        "banned",
-        "bytes_read",
-        "deaths",
-        "expired",
-        "failed",
-        "gone",
-        "granted",
-        "over_quota",
-        "regranted",
-        "streams",
-    )
+        "banned", "bytes_carried", "bytes_read", "carried", "deaths", "expired", "failed", "gone", "granted",
+        "over_quota", "regranted", "streams",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.granted = 0  # leases of chunks
@@ -230,6 +271,8 @@ class Counters:
         self.banned = 0
         self.over_quota = 0  # wants and holds beyond a node's share, or all nodes'
         self.bytes_read = 0  # from upstream, as told by Got, Returned and Done
+        self.carried = 0  # leases of chunks from one zone to another
+        self.bytes_carried = 0
 
 
 class State:
@@ -237,6 +280,7 @@ class State:
 
     __slots__ = (
         "counters",
+        "families",
         "holders",
         "nodes",
         "registries",
@@ -247,6 +291,7 @@ class State:
         "started",
         "swarms",
         "timers",
+        "zoned",
     )
 
     def __init__(self, rules: SwarmRules, rng: random.Random, now: float) -> None:
@@ -257,9 +302,11 @@ class State:
         self.counters = Counters()
         self.nodes: dict[bytes, Node] = {}
         self.sites: dict[str, dict[Node, None]] = {}  # the connected nodes of each site that may be gateways
-        self.swarms: dict[str, dict[int, Swarm]] = {}  # by digest, then size
+        self.swarms: dict[str, dict[tuple[int, str], Swarm]] = {}  # by digest, then size and zone
         self.holders: dict[str, Roster[Node]] = {}
-        self.rollouts: dict[tuple[str, str], Rollout] = {}  # by id and registry
+        self.zoned: dict[str, dict[str, Roster[Node]]] = {}  # those of them that are in a zone, by digest and zone
+        self.rollouts: dict[tuple[str, str, str], Rollout] = {}  # by id, registry and zone
+        self.families: dict[tuple[str, str], Family] = {}
         self.registries: dict[str, Registry] = {}
 
     def holders_of(self, digest: str) -> Roster[Node]:
@@ -267,4 +314,14 @@ class State:
         roster = self.holders.get(digest)
         if roster is None:
             roster = self.holders[digest] = Roster()
+        return roster
+
+    def holders_near(self, digest: str, zone: str) -> Roster[Node]:
+        """The same of those that are near a node of this zone: to one that is in none, all are."""
+        if not zone:
+            return self.holders_of(digest)
+        zones = self.zoned.setdefault(digest, {})
+        roster = zones.get(zone)
+        if roster is None:
+            roster = zones[zone] = Roster()
         return roster

@@ -43,7 +43,7 @@ def _draw(state: State, node: Node, swarm: Swarm, count: int, chosen: dict[Node,
     """Add up to `count` new ones of the swarm's members and holders, in proportion to how many there are of each."""
     members, holders = len(swarm.members), len(swarm.holders)
     spare = count + len(chosen) + 1  # some may be chosen already, one may be the node itself
-    if len(swarm.gateways) > 1:
+    if len(swarm.gateways) + len(swarm.awaited) > 1:
         spare *= _SITES  # and some may be out of its reach
     total = members + holders
     from_holders = holders if total <= spare else -(-spare * holders // total)

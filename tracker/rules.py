@@ -32,6 +32,14 @@ class SwarmRules:
     )
     credits: int = option(8, "leases of one rollout that wait for their first half from upstream (4: 1.18; 16: 1.10)")
     first_credits: int = option(2, "credits a rollout starts with; one more for each that comes back")
+    zone_credits: int = option(8, "chunks on their way into one zone from others, until half of each has come")
+    zone_bytes: int = option(
+        4 * 1024 * 1024, "the same in bytes, though two chunks always: a slow link is not to be late with all of them"
+    )
+    zone_links: int = option(2, "neighbours of a node in other zones, for a time without a tracker")
+    carry_timeout: float = option(
+        30.0, "seconds without progress after which a lease from another zone goes to another node, at least", least=0.1
+    )
     registry_credits: int = option(64, "credits out to one upstream registry, over all rollouts")
     leases_per_node: int = option(2, "unfinished leases of one node in a rollout")
     run: int = option(1, "chunks in one lease (2 and 4: 1.085 and 1.095 instead of 1.077; 8: 1.20)", most=64)

@@ -12,7 +12,7 @@ from p2pdist.protocol import messages
 from p2pdist.protocol.chunks import chunk_size_for, valid_chunk_size
 from tracker import gateways
 from tracker.bitmaps import from_wire
-from tracker.model import Node, Registry, Rollout, Seat, State, Swarm
+from tracker.model import Family, Node, Registry, Rollout, Seat, State, Swarm
 from tracker.streams import Streams
 from tracker.timers import Outbox
 
@@ -43,7 +43,8 @@ class Seats:
             if len(node.seats) >= self._rules.max_swarms_per_node:
                 self._state.counters.over_quota += 1
                 return None
-            swarm = self._state.swarms.get(want.digest, {}).get(want.size) or self._born(now, join, want, total)
+            found = self._state.swarms.get(want.digest, {}).get((want.size, node.zone))
+            swarm = found or self._born(now, node.zone, join, want, total, out)
             if swarm is None:
                 return None
             seat = node.seats[swarm.digest] = swarm.seats[node] = Seat(node, swarm, join.registry)
@@ -58,23 +59,30 @@ class Seats:
                 self.streams.adopt(seat, out)
         return seat
 
-    def _born(self, now: float, join: messages.Join, want: messages.Want, total: int) -> Swarm | None:
+    def _born(
+        self, now: float, zone: str, join: messages.Join, want: messages.Want, total: int, out: Outbox
+    ) -> Swarm | None:
         if len(self._state.swarms) >= self._rules.max_swarms:
             self._state.counters.over_quota += 1
             return None
-        chunk_size = want.chunk_size
+        siblings = [found for (size, _), found in self._state.swarms.get(want.digest, {}).items() if size == want.size]
+        chunk_size = siblings[0].chunk_size if siblings else want.chunk_size
         if not valid_chunk_size(want.size, chunk_size):
             chunk_size = chunk_size_for(total, want.size)
-        rollout = self._rollout(join)
+        rollout = self._rollout(join, zone)
         rollout.next_order += 1
-        holders = self._state.holders_of(want.digest)
-        swarm = Swarm(want.digest, want.size, chunk_size, rollout, rollout.next_order, holders, now)
+        near, all_ = self._state.holders_near(want.digest, zone), self._state.holders_of(want.digest)
+        swarm = Swarm(want.digest, want.size, chunk_size, rollout, rollout.next_order, near, now, all_)
         if want.have and now < self._state.started + self._rules.settle_window:
             swarm.hold_until = now + self._rules.settle  # a tracker that restarted: others will say what they have
             self._state.timers.at(swarm.hold_until, lambda later, out: self._settled(later, swarm, out))
         rollout.swarms.append(swarm)
-        gateways.born(self._state, swarm)
-        self._state.swarms.setdefault(want.digest, {})[want.size] = swarm
+        gateways.born(self._state, swarm, now)
+        self._state.swarms.setdefault(want.digest, {})[want.size, zone] = swarm
+        for sibling in siblings:
+            sibling.siblings.append(swarm)
+            swarm.siblings.append(sibling)
+            self.streams.reconsider(now, sibling, out)
         return swarm
 
     def _settled(self, now: float, swarm: Swarm, out: Outbox) -> None:
@@ -82,15 +90,16 @@ class Seats:
             self.streams.reconsider(now, swarm, out)
             self.leases.want(now, swarm.rollout, out)
 
-    def _rollout(self, join: messages.Join) -> Rollout:
-        name = (join.rollout, join.registry)
+    def _rollout(self, join: messages.Join, zone: str) -> Rollout:
+        name = (join.rollout, join.registry, zone)
         rollout = self._state.rollouts.get(name)
         if rollout is None or rollout.next_order >= self._rules.max_swarms_per_rollout:
             registry = self._state.registries.get(join.registry)
             if registry is None:
                 registry = self._state.registries[join.registry] = Registry(join.registry)
             self._rollouts_born += 1
-            rollout = Rollout(join.rollout, self._rollouts_born, registry, self._rules.first_credits)
+            family = self._state.families.setdefault((join.rollout, join.registry), Family())
+            rollout = Rollout(join.rollout, self._rollouts_born, registry, self._rules.first_credits, zone, family)
             registry.rollouts[rollout] = None
             self._state.rollouts[name] = rollout
         return rollout
@@ -133,6 +142,7 @@ class Seats:
             self.streams.end(now, swarm, out)
         if seat.node.reads and not swarm.near and swarm.far_ring:
             self.leases.want(now, swarm.rollout, out)
+        self.leases.spread(now, swarm, out)
 
     def stand_up(self, now: float, seat: Seat, out: Outbox) -> None:
         """The node leaves the swarm for good."""
@@ -145,7 +155,11 @@ class Seats:
         if swarm.seats:
             self.streams.reconsider(now, swarm, out)
         elif not swarm.over:
+            siblings = list(swarm.siblings)
             self._end(now, swarm)
+            for sibling in siblings:
+                self.streams.reconsider(now, sibling, out)
+                self.leases.want(now, sibling.rollout, out)
         if node.lone:
             self.streams.serve(now, node, out)
 
@@ -154,10 +168,12 @@ class Seats:
         swarm.over = True
         swarm.missing = 0
         sizes = self._state.swarms[swarm.digest]
-        del sizes[swarm.size]
+        del sizes[swarm.size, swarm.rollout.zone]
         if not sizes:
             del self._state.swarms[swarm.digest]
             self._forget_holders(swarm.digest)
+        for sibling in swarm.siblings:
+            sibling.siblings.remove(swarm)
         rollout = swarm.rollout
         rollout.swarms.remove(swarm)
         rollout.cursor = 0
@@ -165,7 +181,13 @@ class Seats:
             registry = rollout.registry
             del registry.rollouts[rollout]
             registry.queue.pop(rollout, None)
-            name = (rollout.id, registry.name)
+            family = rollout.family
+            del family.rollouts[rollout]
+            if not any(other.zone == family.reader for other in family.rollouts):
+                family.reader = None
+            if not family.rollouts:
+                del self._state.families[rollout.id, registry.name]
+            name = (rollout.id, registry.name, rollout.zone)
             if self._state.rollouts.get(name) is rollout:
                 del self._state.rollouts[name]
             self.leases.forget_registry(now, registry)
@@ -189,17 +211,22 @@ class Seats:
             self.stand_up(now, seat, out)
         for swarm in list(self._state.swarms.get(digest, {}).values()):
             self.streams.reconsider(now, swarm, out)
+            if swarm.apart:
+                self.leases.want(now, swarm.rollout, out)
 
     def serve(self, node: Node, digest: str) -> None:
         """A live node is among the blob's holders from now on."""
-        holders = self._state.holders_of(digest)
-        holders.add(node)
-        if len(holders) == 1:
-            for swarm in self._state.swarms.get(digest, {}).values():
+        self._state.holders_of(digest).add(node)
+        if node.zone:
+            self._state.holders_near(digest, node.zone).add(node)
+        for swarm in self._state.swarms.get(digest, {}).values():
+            if len(swarm.holders) == 1 and node in swarm.holders:
                 swarm.missing = 0  # everybody can get all of it from there
 
     def _introduce(self, node: Node, digest: str, out: Outbox) -> None:
         for swarm in self._state.swarms.get(digest, {}).values():
+            if node not in swarm.holders:
+                continue  # of another zone
             members = swarm.members.sample(self._state.rng, max(1, self._rules.degree // 2))
             for member in members:
                 peer = gateways.meet(swarm, member, node)
@@ -217,14 +244,26 @@ class Seats:
         if holders is None:
             return
         holders.discard(node)
+        if node.zone:
+            self._state.holders_near(digest, node.zone).discard(node)
         for swarm in self._state.swarms.get(digest, {}).values():
             gateways.left(self._state, swarm, node, out)
-        if not holders:
-            self._forget_holders(digest)
-            for swarm in list(self._state.swarms.get(digest, {}).values()):
+        self._forget_holders(digest)
+        for swarm in list(self._state.swarms.get(digest, {}).values()):
+            if not holders:
                 self.streams.reconsider(now, swarm, out)
+            if node.zone:
+                self.leases.want(now, swarm.rollout, out)
 
     def _forget_holders(self, digest: str) -> None:
-        """Drop an empty roster that no swarm shares."""
-        if not self._state.holders.get(digest) and digest not in self._state.swarms:
+        """Drop empty rosters that no swarm shares."""
+        if digest in self._state.swarms:
+            return
+        if not self._state.holders.get(digest):
             self._state.holders.pop(digest, None)
+        zones = self._state.zoned.get(digest)
+        if zones is not None:
+            for zone in [zone for zone, roster in zones.items() if not roster]:
+                del zones[zone]
+            if not zones:
+                del self._state.zoned[digest]

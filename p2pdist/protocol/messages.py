@@ -288,12 +288,16 @@ class Rejected(Message, frozen=True):
 
 
 class PeerInfo(msgspec.Struct, frozen=True, array_like=True):
-    """Where a peer is reached. `site`: of a gateway of another site than the receiver's, which is reached as one."""
+    """Where a peer is reached. `site`: of a gateway of another site than the receiver's, which is reached as one.
+
+    `zone`: chunks are fetched from another zone than one's own only under leases; empty: it is in none.
+    """
 
     node: NodeId
     host: str
     port: int
     site: str = ""
+    zone: str = ""
 
 
 class Swarm(msgspec.Struct, frozen=True, array_like=True):
@@ -324,12 +328,14 @@ class Lease(Message, frozen=True):
 
     `alone`: the node is the only one interested: the lease covers the rest of the blob, to be read as one stream;
     no Half or Got is sent until a Recall.
+    `source`: read them from this node of another zone, as any chunk of a peer's, with its attestation.
     """
 
     digest: DigestText
     first: Index
     count: int
     alone: bool = False
+    source: PeerInfo | None = None
 
 
 class Recall(Message, frozen=True):

@@ -7,6 +7,7 @@ from tracker_driver import Driver, digest, node_id
 from p2pdist.protocol import messages as wire
 from p2pdist.protocol.labels import FAR, GATEWAY, SITE, UPSTREAM
 from p2pdist.protocol.messages import PeerInfo
+from tracker.gateways import AWAITED
 
 PORT = 5061
 
@@ -54,6 +55,20 @@ def test_where_a_site_has_no_gateway_nodes_meet_as_without_sites() -> None:
     known = peers(driver, 14)
     assert set(known) == {1, 2, 3, 4, 11, 12, 13}
     assert all(info.port == 7000 and not info.site for info in known.values())
+
+
+def test_who_comes_before_the_gateways_does_not_meet_the_other_site_unless_they_do_not_come() -> None:
+    driver = Driver()
+    for number in (1, 3, 11, 13, 14):
+        connect(driver, number, "one" if number < 10 else "two", gateway=number in (1, 11))
+    for number in (3, 13):
+        driver.join(number, "blob")
+    assert not peers(driver, 3) and not peers(driver, 13)
+    driver.join(1, "blob")
+    assert set(peers(driver, 1)) == {3}
+    driver.later(AWAITED + 0.1)
+    driver.join(14, "blob")
+    assert set(peers(driver, 14)) == {1, 3, 13}
 
 
 def test_when_a_gateway_dies_another_one_takes_over_and_meets_the_other_site() -> None:
