@@ -233,7 +233,17 @@ class Agent:
                 "answers": self._served.by_kind(),
                 "bytes": self._served.bytes,
             },
-            "peer": {"port": self._engine.port, "engine": self._engine.name, "links": len(self._engine.links())},
+            "peer": {
+                "port": self._engine.port,
+                "engine": self._engine.name,
+                "links": len(self._engine.links()),
+                "limits": {
+                    "refused_connections": stats.refused_connections,
+                    "slow_connections": stats.slow_connections,
+                    "bad_requests": stats.bad_requests,
+                    "ended_certificates": stats.ended_certificates,
+                },
+            },
             "engines": engine_status(self._config, self._engine, self._enrolment),
             "tracker": {
                 "urls": list(self._config.tracker.urls),
@@ -395,8 +405,9 @@ class _Metrics:
                 yield CounterMetricFamily(f"p2pdist_{name}", name.replace("_", " "), value=value)
         for name, value in status["trust"].get("counts", {}).items():
             yield CounterMetricFamily(f"p2pdist_trust_{name}", name.replace("_", " "), value=value)
-        for name, value in status["mirror"]["limits"].items():
-            yield CounterMetricFamily(f"p2pdist_mirror_{name}", name.replace("_", " "), value=value)
+        for port in ("mirror", "peer"):
+            for name, value in status[port]["limits"].items():
+                yield CounterMetricFamily(f"p2pdist_{port}_{name}", name.replace("_", " "), value=value)
         connections = status["mirror"]["connections"]
         yield GaugeMetricFamily("p2pdist_mirror_connections", "Connections of daemons", value=connections)
         for name, value in status["rights"].items():
