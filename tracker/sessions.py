@@ -221,12 +221,13 @@ class Door:
 
         With each Welcome an agent says again what it holds and wants.
         """
-        now = self._clock()
-        if again or session.membership is None or self._members.due(now, session.membership):
-            session.membership = self._members.membership(now, session.peer.node)
-            session.push(
-                messages.Welcome(session.membership, self._members.public, self._settings.session_timeout, nodes)
-            )
+        now, membership = self._clock(), session.membership
+        if membership is None or self._members.due(now, membership):
+            membership = self._members.membership(now, session.peer.node)
+        elif not again:
+            return
+        session.membership = membership
+        session.push(messages.Welcome(membership, self._members.public, self._settings.session_timeout, nodes))
 
     async def receive(self, socket: web.WebSocketResponse) -> list[FromAgent] | None:
         """The next frame; None when the session is over.

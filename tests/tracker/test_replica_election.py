@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tracker.app import address_of
+from tracker.config import TrackerSettings
 from tracker.replicas.election import Memory, outranks, replica_id, same_keys
 from tracker.replicas.wire import Replica
+from tracker.state import StateSettings
 
 
 def test_ids_tell_whether_replicas_have_the_same_keys() -> None:
@@ -24,6 +28,22 @@ def test_of_two_leaders_exactly_one_goes_on(one: tuple[int, str], other: tuple[i
 def test_the_later_term_goes_on_and_the_lower_id_where_they_are_the_same() -> None:
     assert outranks(2, "z", 1, "a") and not outranks(1, "a", 2, "z")
     assert outranks(1, "a", 1, "z") and not outranks(1, "z", 1, "a")
+
+
+@pytest.mark.parametrize(
+    ("host", "address", "reached_at"),
+    [
+        ("127.0.0.1", "", "127.0.0.1:7070"),
+        ("::1", "", "[::1]:7070"),
+        ("0.0.0.0", "10.0.0.7", "10.0.0.7:7070"),
+        ("0.0.0.0", "tracker-0.tracker:7171", "tracker-0.tracker:7171"),
+        ("::", "fd00::7", "[fd00::7]:7070"),
+        ("::", "[fd00::7]:7171", "[fd00::7]:7171"),
+    ],
+)
+def test_where_a_replica_is_reached(host: str, address: str, reached_at: str) -> None:
+    settings = TrackerSettings(host=host, state=StateSettings(address=address))
+    assert address_of(settings, 7070) == reached_at
 
 
 def memory(me: str, leader: str, *ids: str) -> Memory:
