@@ -106,6 +106,14 @@ class Host:
         self._shaped.add(device)
 
 
+def _bridge_only() -> None:
+    """A bridge that is only a switch: where Docker loaded br_netfilter every packet would go through iptables."""
+    for name in ("iptables", "ip6tables", "arptables"):
+        switch = Path("/proc/sys/net/bridge") / f"bridge-nf-call-{name}"
+        if switch.exists():
+            switch.write_text("0")
+
+
 class Network:
     """The bridge and the hosts on it. What it makes is reported to the guard, which takes it down."""
 
@@ -120,6 +128,7 @@ class Network:
         guard.netns(self.hub)
         _batch(["ip"], [f"netns add {self.hub}"])
         _batch(["ip", "-n", self.hub], ["link add br0 type bridge", "link set br0 up", "link set lo up"])
+        in_netns(self.hub, _bridge_only)
 
     def host(self, name: str, *, up: float | None = None, down: float | None = None, bridge: str = "br0") -> Host:
         """A new host, linked to the bridge at the given rates (Mbit/s)."""
