@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Self
@@ -281,15 +282,15 @@ class RunningTracker:
 
     # --- sessions ---
 
-    def _member(self, request: web.Request) -> bytes | None:
-        """The node that a session's certificate names; None where there are no certificates."""
+    def _member(self, request: web.Request) -> tuple[bytes | None, Mapping[str, str]]:
+        """The node that a session's certificate names, and its labels; None where there are no certificates."""
         if self._enrolment is None:
-            return None
+            return None, {}
         tls = request.transport.get_extra_info("ssl_object") if request.transport is not None else None
-        node = self._enrolment.credentials.node(tls)
-        if node is None:
+        identity = self._enrolment.credentials.identify(tls)
+        if identity is None or identity.role is not Role.NODE:
             raise web.HTTPUnauthorized(text="a node's certificate is needed\n")
-        return node
+        return identity.key, identity.labels
 
     def _operator(self, request: web.Request) -> str:
         """Who gives an order, by the certificate; everybody may where there are none."""
@@ -303,10 +304,10 @@ class RunningTracker:
         return f"admin {identity.key.hex()[:16]}"
 
     async def _session(self, request: web.Request) -> web.WebSocketResponse:
-        member = self._member(request)
+        member, labels = self._member(request)
         if self.replica.orphaned:
             raise web.HTTPServiceUnavailable(text="no replica of this tracker leads; ask another one\n")
-        return await self.visits.receive(request, member)
+        return await self.visits.receive(request, member, labels)
 
     async def _link(self, request: web.Request) -> web.WebSocketResponse:
         """Another replica's."""

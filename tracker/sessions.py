@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import structlog
 from aiohttp import WSMsgType, web
@@ -36,6 +37,7 @@ log = structlog.get_logger()
 
 MAX_ASKS = 1024  # unanswered questions of one agent that are remembered
 ANSWERS = (Content, Fetch, Absent)
+MAX_LABELS = 32  # as `messages.Labels` has it
 FRAME_MESSAGES = 64  # in one frame: 64 answers of 64 KiB stay below the frame's limit
 
 
@@ -167,11 +169,16 @@ class Door:
         self.traffic = Traffic()
 
     async def admit(
-        self, socket: web.WebSocketResponse, address: str, member: bytes | None = None
+        self,
+        socket: web.WebSocketResponse,
+        address: str,
+        member: bytes | None = None,
+        labels: Mapping[str, str] = MappingProxyType({}),
     ) -> tuple[Session, list[FromAgent]] | None:
         """Challenge, Hello, checks. The session, and what came in the Hello's frame behind it; None if refused.
 
-        `member`: the node that the connection's certificate names; None where there are no certificates.
+        `member`: the node that the connection's certificate names; None where there are no certificates. `labels`:
+        the certificate's, from the token that the node enrolled with; they count over those that it says itself.
         """
         nonce = secrets.token_bytes(32)
         await self._say(socket, messages.Challenge(limits.VERSION, nonce))
@@ -185,7 +192,8 @@ class Door:
             await self.reject(socket, reason or "the first message must be Hello")
             return None
         peer = PeerInfo(hello.node, hello.host or address, hello.port)
-        return Session(socket, Guest(peer, address, hello.name, hello.labels)), rest
+        merged = dict(list({**labels, **hello.labels, **labels}.items())[:MAX_LABELS])
+        return Session(socket, Guest(peer, address, hello.name, merged)), rest
 
     def _objection(self, hello: FromAgent, nonce: bytes, member: bytes | None) -> str | None:
         if not isinstance(hello, Hello):

@@ -7,7 +7,7 @@ not answered yet are asked again for it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import structlog
 from aiohttp import WSCloseCode, web
@@ -99,14 +99,16 @@ class Visits:
 
     # --- sessions ---
 
-    async def receive(self, request: web.Request, member: bytes | None) -> web.WebSocketResponse:
-        """One session, from its first byte to its last. `member`: the node that the connection's certificate names."""
+    async def receive(
+        self, request: web.Request, member: bytes | None, labels: Mapping[str, str]
+    ) -> web.WebSocketResponse:
+        """One session, from its first byte to its last. `member`, `labels`: what the connection's certificate says."""
         socket = web.WebSocketResponse(max_msg_size=limits.MAX_TRACKER_FRAME, compress=False, autoping=True)
         await socket.prepare(request)
         self.sockets.add(socket)
         address = request.remote or ""
         try:
-            admitted = await self.door.admit(socket, address, member)
+            admitted = await self.door.admit(socket, address, member, labels)
             if admitted is not None:
                 await self._converse(socket, *admitted)
         except TimeoutError:

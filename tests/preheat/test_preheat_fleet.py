@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ from support.registry import BasicAuth, FakeRegistry, Hold, Image, Status, noise
 
 from p2pdist.config import NodeConfig, UpstreamConfig
 from p2pdist.oci import Digest
-from p2pdist.pki import Role
+from p2pdist.pki import JoinToken, Role
 from tracker.jobs import PreheatRules
 from tracker.state import LocalState
+from tracker.tokens import Facts
 
 MIB = 1 << 20
 QUICK = {"preheat": PreheatRules(settle=0.0)}
@@ -72,18 +74,24 @@ async def test_platforms_choose_the_images_of_an_index_and_without_any_each_node
         assert job["state"] == "failed" and "no image for linux/s390x" in job["nodes"][0]["error"]
 
 
-async def test_labels_choose_the_nodes(tmp_path: Path) -> None:
+async def test_labels_choose_the_nodes_their_own_and_those_of_the_token_they_came_in_with(tmp_path: Path) -> None:
     async with FakeRegistry() as registry, Fleet(tmp_path, registry, settings=QUICK) as fleet:
         image = image_of(registry, "1", 100_000)
-        nodes = [
-            await fleet.start(name, node=NodeConfig(name=name, data_dir=tmp_path / name, labels=(f"zone={name[0]}",)))
-            for name in ("a1", "b1", "a2")
-        ]
+        nodes = []
+        for name in ("a1", "b1", "b2", "a2"):
+            if name == "b2":  # whatever it says of itself
+                assert fleet.tracker is not None and fleet.token is not None
+                facts, fingerprint = Facts(fleet.tracker.state), JoinToken.parse(fleet.token).fingerprint
+                fleet.token = str(await facts.new_token(fingerprint, time.time(), 3600.0, 1, {"zone": "a"}))
+            node = NodeConfig(name=name, data_dir=tmp_path / name, labels=(f"zone={name[0]}",))
+            nodes.append(await fleet.start(name, node=node))
+            if name == "b2":
+                fleet.token = str(await facts.new_token(fingerprint, time.time(), 3600.0, None, {}))
         operator = Operator(fleet)
         job = await operator.order(f"{registry.name}/app/a:1", labels={"zone": "a"})
         job = await operator.finished(job["id"])
-        assert [row["name"] for row in job["nodes"]] == ["a1", "a2"]
-        assert [has(node, image) for node in nodes] == [True, False, True]
+        assert [row["name"] for row in job["nodes"]] == ["a1", "a2", "b2"]
+        assert [has(node, image) for node in nodes] == [True, False, True, True]
 
 
 async def test_a_node_that_comes_while_a_preheat_runs_gets_it_and_one_that_restarts_gets_it_again(
