@@ -8,6 +8,7 @@ from p2pdist.protocol.messages import PeerInfo
 from tracker import gateways
 from tracker.model import Node, State, Swarm
 
+_CROWD = 256  # nodes of a swarm: among more, hardly one is drawn twice, and `pick` goes on where it happens
 _SITES = 4  # times as many are drawn where sites keep nodes apart
 
 
@@ -42,14 +43,16 @@ def _other_zones(state: State, swarms: Sequence[Swarm]) -> dict[Node, PeerInfo]:
 def _draw(state: State, node: Node, swarm: Swarm, count: int, chosen: dict[Node, PeerInfo]) -> None:
     """Add up to `count` new ones of the swarm's members and holders, in proportion to how many there are of each."""
     members, holders = len(swarm.members), len(swarm.holders)
-    spare = count + len(chosen) + 1  # some may be chosen already, one may be the node itself
+    total = members + holders
+    again = len(chosen) if total <= _CROWD else 1  # some may be chosen already
+    spare = count + again + 1  # one may be the node itself
     if len(swarm.gateways) + len(swarm.awaited) > 1:
         spare *= _SITES  # and some may be out of its reach
-    total = members + holders
     from_holders = holders if total <= spare else -(-spare * holders // total)
     drawn = swarm.holders.sample(state.rng, from_holders)
     drawn += swarm.members.sample(state.rng, spare - len(drawn) if total > spare else members)
-    state.rng.shuffle(drawn)
+    if 0 < from_holders < len(drawn):  # each part is in random order already
+        state.rng.shuffle(drawn)
     goal = len(chosen) + count
     for peer in drawn:
         if len(chosen) >= goal:
