@@ -10,7 +10,7 @@ from typing import Any, Self
 from p2pdist.config import AgentConfig
 from p2pdist.denylist import DenyList
 from p2pdist.guard import Guard
-from p2pdist.oci import Digest, ImagePattern, Reference
+from p2pdist.oci import Digest, Reference
 from p2pdist.preheat import Preheater
 from p2pdist.protocol import messages as wire
 from p2pdist.pull import Cluster, Pull
@@ -24,15 +24,8 @@ class Orders:
     """An asynchronous context manager: in force between its ends. The mirror gets its images from `source`."""
 
     def __init__(self, config: AgentConfig, store: Store, swarms: SwarmService, pull: Pull, session: Cluster) -> None:
-        directory = config.node.data_dir
-        self.retention = Retention(
-            store,
-            directory / "keep.json",
-            [ImagePattern.parse(text) for text in config.store.keep],
-            config.store.running_seconds or 0.0,
-            config.node.max_store_bytes,
-        )
-        self.denied = DenyList(store, swarms, self.retention.catalogue, directory / "deny.json")
+        self.retention = Retention.of(config, store)
+        self.denied = DenyList(store, swarms, self.retention.catalogue, config.node.data_dir / "deny.json")
         self.source = Guard(pull, self.denied, self.retention, running=True)
         ahead = Guard(pull, self.denied, self.retention, running=False)
         self._store = store

@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 import structlog
 
+from p2pdist.config import AgentConfig
 from p2pdist.errors import InputError, StorageError
 from p2pdist.oci import Digest, ImagePattern, Index, Manifest, Repository
 from p2pdist.pki import read_secret, write_secret
@@ -58,6 +59,13 @@ class Retention:
         self._keeps: dict[str, tuple[ImagePattern, Keep]] = {}
         self._kept: frozenset[Digest] = frozenset()
         self._wake = asyncio.Event()
+
+    @classmethod
+    def of(cls, config: AgentConfig, store: Store) -> Retention:
+        """As an agent's configuration has it."""
+        patterns = [ImagePattern.parse(text) for text in config.store.keep]
+        running = config.store.running_seconds or 0.0
+        return cls(store, config.node.data_dir / "keep.json", patterns, running, config.node.max_store_bytes)
 
     @property
     def catalogue(self) -> Catalogue:

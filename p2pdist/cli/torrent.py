@@ -145,6 +145,7 @@ def _download(what: str, directory: Path, peers: list[str]) -> None:
 
 async def _import(config: AgentConfig, directory: Path, name: str | None) -> None:
     """By the running agent, which has the store; by this process where there is none."""
+    from p2pdist.retention import Retention
     from p2pdist.store import Store
     from p2pdist.torrent.import_ import import_layout
 
@@ -158,6 +159,7 @@ async def _import(config: AgentConfig, directory: Path, name: str | None) -> Non
             pass  # its socket was left behind
     store = await Store.open(config.node.data_dir, max_bytes=config.node.max_store_bytes)
     try:
+        await Retention.of(config, store).load()  # what is kept makes no room for what comes
         reference = Reference.parse(name) if name is not None else None
         imported = await import_layout(store, directory, reference=reference)
     finally:

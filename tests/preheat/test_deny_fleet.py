@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 from preheat_kit import Operator
 from support.fleet import Fleet, Node, until
+from support.images import descriptor
 from support.registry import FakeRegistry, Hold, Image, noise
 
+from p2pdist.admin import AdminClient
 from p2pdist.denylist import Denials
 from p2pdist.oci import Digest, ImagePattern, Repository
 from p2pdist.protocol import messages as wire
@@ -153,6 +155,23 @@ async def test_a_denied_layer_is_not_brought_along_with_the_others_of_its_image(
         assert (await fleet.get(node, "blobs", bad.layers[1]))[0] == 200
         assert stored(node, *bad.layers) == [False, True]
         assert registry.requests(str(bad.layers[0]), "GET") == []
+
+
+async def test_a_denied_image_does_not_come_in_by_import(tmp_path: Path) -> None:
+    async with FakeRegistry() as registry, Fleet(tmp_path, registry) as fleet:
+        bad = image_of(registry, "1", 90_000)
+        node = await fleet.start()
+        await deny_now(fleet, f"{registry.name}/app/a:1")
+        layout = tmp_path / "layout"
+        (layout / "blobs" / "sha256").mkdir(parents=True)
+        for digest, data in {**bad.blobs, bad.digest: bad.raw}.items():
+            (layout / "blobs" / "sha256" / digest.hex).write_bytes(data)
+        (layout / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
+        root = descriptor(bad.raw, bad.media_type)
+        (layout / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [root]}))
+        async with AdminClient(node.config.admin_socket, timeout_seconds=60.0) as client:
+            await client.import_image(layout, f"{registry.name}/app/a:1")
+        await until(lambda: not any(stored(node, bad.digest, *bad.blobs)))
 
 
 async def test_the_list_holds_while_no_tracker_answers_and_over_a_restart(tmp_path: Path) -> None:
