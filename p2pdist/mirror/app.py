@@ -28,7 +28,7 @@ from p2pdist.mirror.door import (
     parse,
 )
 from p2pdist.mirror.headers import accepts, matches, next_page
-from p2pdist.mirror.sending import Body, ClientGone, Exchange
+from p2pdist.mirror.sending import Body, ClientGone, ClientStalled, Exchange
 from p2pdist.mirror.settings import MirrorSettings
 from p2pdist.mirror.source import RawAnswer, Source
 from p2pdist.oci import Digest
@@ -44,6 +44,7 @@ class MirrorCounts:
     refused_connections: int = 0  # there were as many as may be
     slow_connections: int = 0  # whose first request didn't come
     large_requests: int = 0
+    stalled_clients: int = 0  # that didn't take what was sent
     turned_away: int = 0  # requests by a wrong name, or without the password
 
 
@@ -108,7 +109,8 @@ class Mirror:
             return refused(asked)
         try:
             return await self._answer(exchange, asked)
-        except ClientGone:
+        except ClientGone as gone:
+            self.counts.stalled_clients += isinstance(gone, ClientStalled)
             exchange.cut()
             return exchange.response or web.Response()
         except TimeoutError:

@@ -31,6 +31,10 @@ class ClientGone(Exception):
     """The client closed its connection or stopped reading: nobody's fault here, and no error."""
 
 
+class ClientStalled(ClientGone):
+    """It took nothing for too long."""
+
+
 @dataclass(slots=True)
 class Exchange:
     """One request, and what came of it. `sent`: bytes of the body that were handed to the socket."""
@@ -82,7 +86,7 @@ class Body:
         """Send `data`, piece by piece, each when the one before it is gone.
 
         Raises:
-            ClientGone: also when the client took nothing for `client_stall` seconds.
+            ClientGone: ClientStalled when the client took nothing for `client_stall` seconds.
         """
         view = memoryview(data)
         for offset in range(0, len(view), PIECE):
@@ -153,7 +157,7 @@ class Body:
                 before, left = left, self._unsent()
                 if before is not None and left >= before:
                     self._exchange.cut()
-                    raise ClientGone from None
+                    raise ClientStalled from None
                 step = again()
 
     def _unsent(self) -> int:

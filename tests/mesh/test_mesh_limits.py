@@ -84,14 +84,14 @@ async def test_one_node_has_its_share_of_connections_and_all_have_theirs(tmp_pat
         node = await one.node("here")
         greedy = Ed25519PrivateKey.generate()
         held = [await dial(node, members, greedy) for _ in range(3)]
-        await until(lambda: len(node.engine._inbound) == 3)
+        await until(lambda: len(node.engine._uploads.connections) == 3)
         held += [await dial(node, members, greedy) for _ in range(3)]  # TLS lets them in; the node doesn't
         for reader, _writer in held[3:]:
             assert await closed(reader) == b""
         assert node.engine.stats.refused_connections == 3
         held += [await dial(node, members) for _ in range(3)]
         await until(lambda: node.engine.stats.refused_connections == 4)
-        assert len(node.engine._inbound) == 5
+        assert len(node.engine._uploads.connections) == 5
         for _, writer in held:
             writer.close()
 
@@ -175,3 +175,15 @@ def test_the_newest_certificate_of_a_node_counts_and_few_nodes_are_remembered() 
         lifetimes.seen(number.to_bytes(32, "big"), None)
     assert len(lifetimes._ends) == 4096
     assert not lifetimes.over((9_999).to_bytes(32, "big"), 1e12)  # no TLS: nothing ends
+
+
+async def test_there_are_as_many_links_as_may_be_and_no_more(tmp_path: Path) -> None:
+    members = Members()
+    async with lab(tmp_path, members, max_links=2) as (one, _):
+        hub, *others = [await one.node(name) for name in ("hub", "a", "b", "c")]
+        for other in others[:2]:
+            other.engine.link([hub.info])
+        await until(lambda: len(hub.engine.links()) == 2)
+        others[2].engine.link([hub.info])
+        await until(lambda: not others[2].engine._near._dialling)
+        assert len(hub.engine.links()) == 2 and others[2].engine.links() == []

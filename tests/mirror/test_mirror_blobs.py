@@ -184,6 +184,7 @@ async def test_client_that_stops_reading_holds_no_memory_and_is_dropped(
         writer.write(request(f"/v2/library/alpine/blobs/{flight.digest}"))
         kind, status, sent = await mirror.told()
     assert (kind, status) == ("blob", 200)
+    assert mirror.server.counts.stalled_clients == 1
     assert sent < 16 << 20  # what the kernel buffers; nothing of it is memory of this process
     assert (flight.released, flight.open_files) == (1, 0)
     assert [entry for entry in logs if entry["log_level"] in ("warning", "error")] == []
