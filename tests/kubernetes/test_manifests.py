@@ -290,6 +290,16 @@ def test_the_projected_token_is_what_the_tracker_wants_and_where_the_agent_looks
     assert find("ServiceAccount", account)
 
 
+def test_the_zone_is_read_from_the_pods_own_labels() -> None:
+    (volume,) = [one for one in volumes(find("DaemonSet", "p2pdist-agent")) if "downwardAPI" in one]
+    (item,) = volume["downwardAPI"]["items"]
+    assert item["fieldRef"] == {"fieldPath": "metadata.labels"}
+    one = container("DaemonSet", "p2pdist-agent", "agent")
+    (mount,) = [each["mountPath"] for each in one["volumeMounts"] if each["name"] == volume["name"]]
+    assert environment(one)["P2PDIST_NODE_LABELS_FILE"] == f"{mount}/{item['path']}"
+    assert agent_config().node.label_map["zone"] == "eu-1a"
+
+
 def test_probes_ask_pages_that_are_open_at_the_ports_that_are_configured() -> None:
     one = container("Deployment", "p2pdist-tracker", "tracker")
     for probe, path in [("readinessProbe", "/healthz"), ("livenessProbe", "/v1/authority")]:
@@ -346,7 +356,10 @@ def ports(workload: Document) -> dict[str, int]:
 def environment(one: Document) -> dict[str, str]:
     """As the kubelet would set it on one node."""
     told = {"status.podIP": "10.1.2.3", "status.hostIP": "10.0.0.7", "spec.nodeName": "worker-7"}
-    return {each["name"]: told[each["valueFrom"]["fieldRef"]["fieldPath"]] for each in one.get("env", [])}
+    return {
+        each["name"]: each["value"] if "value" in each else told[each["valueFrom"]["fieldRef"]["fieldPath"]]
+        for each in one.get("env", [])
+    }
 
 
 def tracker_settings() -> TrackerSettings:
@@ -358,7 +371,9 @@ def tracker_settings() -> TrackerSettings:
 def agent_config() -> AgentConfig:
     told = environment(container("DaemonSet", "p2pdist-agent", "agent"))
     with config_file("p2pdist-agent", "agent.toml") as path:
-        return load_agent(path, told)
+        labels = path.with_name("labels")
+        labels.write_text('app.kubernetes.io/name="p2pdist"\ntopology.kubernetes.io/zone="eu-1a"')  # as a kubelet does
+        return load_agent(path, told | {"P2PDIST_NODE_LABELS_FILE": str(labels)})
 
 
 @contextmanager
