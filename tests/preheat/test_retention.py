@@ -13,7 +13,8 @@ from support.images import Image, descriptor, make_image, make_index, noise
 from support.registry import FakeRegistry
 
 from p2pdist.admin import AdminClient, AdminError
-from p2pdist.config import NodeConfig, StoreConfig
+from p2pdist.cli.torrent import _import as import_into
+from p2pdist.config import AgentConfig, NodeConfig, StoreConfig
 from p2pdist.errors import DiskFull, InputError, StorageError
 from p2pdist.oci import OCI_INDEX, Digest, ImagePattern, Repository, parse_manifest
 from p2pdist.retention import Retention
@@ -180,6 +181,27 @@ async def test_a_store_full_of_what_is_kept_says_so_and_takes_nothing_away(tmp_p
         assert all(map(here.there, kept))
         usage = here.store.usage()
         assert (usage.refused, usage.kept) == (1, usage.stored)
+
+
+async def test_an_import_without_an_agent_makes_no_room_at_the_cost_of_what_is_kept(tmp_path: Path) -> None:
+    kept, other = image(0), image(1, 150 * KIB)
+    async with shop(tmp_path, max_bytes=None) as here:
+        await here.bring(kept, "stable")
+    blobs = tmp_path / "layout" / "blobs" / "sha256"
+    blobs.mkdir(parents=True)
+    for digest, data in {**other.blobs, other.digest: other.raw}.items():
+        (blobs / digest.hex).write_bytes(data)
+    (tmp_path / "layout" / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
+    root = descriptor(other.raw, other.media_type)
+    (tmp_path / "layout" / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [root]}))
+    config = AgentConfig(
+        node=NodeConfig(name="n", data_dir=tmp_path / "data", max_store_bytes=200 * KIB),
+        store=StoreConfig(keep=("ghcr.io/acme/app:stable",)),
+    )
+    with pytest.raises(DiskFull, match="keep fewer images"):
+        await import_into(config, tmp_path / "layout", "ghcr.io/acme/other:1")
+    async with shop(tmp_path, max_bytes=None) as here:
+        assert here.there(kept)
 
 
 async def test_an_agent_whose_store_is_full_of_kept_images_sends_daemons_to_the_upstream_and_shows_why(
