@@ -58,6 +58,9 @@ class Carrier:
             one = _One(Fetch(Ask(source.node, exchange.name, index), exchange), half, self._count)
             answer = await self._ask(one, source)
             if answer is not None:
+                receiver = one.fetch.receiver
+                if receiver is not None and not receiver.hashed:
+                    await asyncio.get_running_loop().run_in_executor(None, receiver.hash_file)
                 self._prove(one, answer)
                 return
             if one.absent and not attempt:
