@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Generic, TypeVar
 
 from p2pdist.mesh.knobs import Knobs
@@ -463,12 +464,19 @@ class Decisions(Generic[Peer]):
             self._missed_at = now
         return lost
 
-    def self_lease(self, now: float, orphaned_at: float, nodes: int) -> tuple[BlobKey, int] | None:
+    def self_lease(
+        self,
+        now: float,
+        orphaned_at: float,
+        nodes: int,
+        away: Mapping[Peer, Mapping[BlobKey, int]] = MappingProxyType({}),
+    ) -> tuple[BlobKey, int] | None:
         """With no tracker since `orphaned_at`: the one chunk this node may read from upstream by itself, if any.
 
         Of a chunk that nobody near has and nobody claimed lately, the highest hash among the live unfinished nodes
         it knows is the owner, if its hash also makes it likely to be the highest of all `nodes`; both rules relax
-        with time (design page on the swarm, "With no tracker": no chunk was read twice, 1.007-1.015).
+        with time (design page on the swarm, "With no tracker": no chunk was read twice, 1.007-1.015). `away`: what
+        nodes of other zones have; they are rivals for what none of them has.
         """
         if now < orphaned_at + self.knobs.alone_after or any(b.leased for b in self._blobs.values()):
             return None
@@ -481,6 +489,11 @@ class Decisions(Generic[Peer]):
             for k in b.pending:
                 wanted &= ~(1 << k)
             rivals = [p for p, n in self._neighbours.items() if blob in n.has and n.has[blob] != b.full]
+            abroad = {p: has[blob] for p, has in away.items() if blob in has}
+            everywhere = rivals + [p for p, has in abroad.items() if has != b.full]
+            there = 0
+            for has in abroad.values():
+                there |= has
             indexes = list(bits(wanted))
             self._rng.shuffle(indexes)
             for k in indexes:
@@ -489,8 +502,9 @@ class Decisions(Generic[Peer]):
                     continue
                 wait = now - max(orphaned_at, 0.0 if claim is None else claim + 5 * tau)
                 mine = _share(blob, k, self._name)
-                rank = sum(_share(blob, k, repr(p).encode() if not isinstance(p, bytes) else p) > mine for p in rivals)
-                likely = (1 - mine) * nodes <= 1 + wait / tau or len(rivals) + 1 >= nodes
+                others = rivals if there >> k & 1 else everywhere
+                rank = sum(_share(blob, k, repr(p).encode() if not isinstance(p, bytes) else p) > mine for p in others)
+                likely = (1 - mine) * nodes <= 1 + wait / tau or len(others) + 1 >= nodes
                 if rank <= wait / (5 * tau) and likely:
                     return blob, k
         return None
