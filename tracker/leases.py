@@ -86,7 +86,7 @@ class Leases:
             rollout.cursor += 1
         for swarm in islice(swarms, rollout.cursor, None):
             if swarm.missing and self._leasable(now, swarm):
-                wanted = self._zones.readable(swarm) if swarm.apart else swarm.missing
+                wanted = self._zones.readable(now, swarm) if swarm.apart else swarm.missing
                 seat = self._next_seat(now, swarm, wanted) if wanted else None
                 if seat is not None:
                     self._lease(now, seat, wanted, out)
@@ -189,6 +189,7 @@ class Leases:
         if lease.credit and lease.progress >= lease.count:
             took = now - lease.granted
             if lease.source is not None:
+                rollout.carry_failures = 0
                 rollout.carry_pace += (took - rollout.carry_pace) * (PACE_WEIGHT if rollout.carry_pace else 1.0)
             else:
                 self._zones.read(lease, took)
@@ -235,7 +236,9 @@ class Leases:
 
     def not_given(self, now: float, lease: Lease, out: Outbox) -> None:
         """The node of another zone that was to give the chunk doesn't: it is had from elsewhere."""
-        self._zones.failed(lease)
+        if self._zones.failed(now, lease):
+            rollout = lease.seat.swarm.rollout
+            self._state.timers.at(rollout.cut_until, partial(self._held, rollout))
         self.take_back(now, lease, out, delay=self._rules.retry_after_failure)
 
     def _forget(self, lease: Lease, index: int) -> None:

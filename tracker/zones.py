@@ -16,6 +16,8 @@ from tracker.model import Lease, Node, Seat, State, Swarm
 
 _DRAWN = 4  # nodes of a zone among which the least busy one is chosen
 _TRIES = 2  # nodes that may fail to give a chunk before it is read from upstream
+_CUT = 4  # reads from other zones that fail one after the other: they can't be reached
+_CUT_FOR = 30.0  # seconds for which none is tried then
 _FASTER = 0.5  # a zone whose read takes less than so much of the usual reads from upstream from then on
 
 
@@ -28,8 +30,10 @@ class Zones:
 
     # --- from upstream ---
 
-    def readable(self, swarm: Swarm) -> int:
+    def readable(self, now: float, swarm: Swarm) -> int:
         """The missing chunks that the zone is to read from upstream, as things are."""
+        if now < swarm.rollout.cut_until:
+            return swarm.missing
         if not self._reads(swarm):
             return 0
         waits = self._elsewhere(swarm) & ~swarm.stuck
@@ -82,7 +86,7 @@ class Zones:
         """Who of the zone reads which chunk next from which node of another zone."""
         rollout = swarm.rollout
         most = max(2, min(self._rules.zone_credits, self._rules.zone_bytes // swarm.chunk_size))
-        if rollout.carrying >= most:
+        if rollout.carrying >= most or now < rollout.cut_until:
             return None
         seat = self._carrier(now, swarm, most)
         while seat is not None:
@@ -134,11 +138,20 @@ class Zones:
         if not carriers[lease.seat.node]:
             del carriers[lease.seat.node]
 
-    def failed(self, lease: Lease) -> None:
-        """The source doesn't give it: another one, or else the upstream."""
+    def failed(self, now: float, lease: Lease) -> bool:
+        """The source doesn't give it: another one, or else the upstream. True: no other zone can be reached."""
+        swarm = lease.seat.swarm
         if lease.source is not None:
             for index in indexes(lease.left):
-                lease.seat.swarm.shunned.setdefault(index, set()).add(lease.source)
+                swarm.shunned.setdefault(index, set()).add(lease.source)
+        swarm.rollout.carry_failures += 1
+        if swarm.rollout.carry_failures < _CUT or now < swarm.rollout.cut_until:
+            return False
+        swarm.rollout.cut_until = now + _CUT_FOR
+        for other in swarm.rollout.swarms:
+            other.shunned.clear()  # it was the way, not they
+            other.stuck = 0
+        return True
 
 
 def refused(swarm: Swarm) -> bool:

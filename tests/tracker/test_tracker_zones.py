@@ -186,6 +186,33 @@ def test_a_source_that_does_not_give_is_passed_by_and_then_the_upstream_is_read(
     assert driver.swarm("blob").rollout.hold_until <= driver.now  # no fault of the upstream's
 
 
+def test_zones_that_cannot_reach_each_other_read_from_upstream_and_try_again_later() -> None:
+    driver = Driver()
+    driver.connect(*range(1, 7), zone="one")
+    for number in range(1, 7):
+        driver.done(number, "blob")
+    driver.connect(11, 12, zone="two")
+    driver.join(11, "blob", chunks=100)
+    driver.join(12, "blob", chunks=100)
+    for _ in range(4):
+        number, lease = next((n, m) for n, m in of(driver.said, wire.Lease) if m.first in driver.leased("blob"))
+        driver.failed(number, "blob", lease.first, 0)
+    driver.later(0.3)
+    driver.said.clear()
+    for index, number in list(driver.leased("blob").items()):
+        driver.failed(number, "blob", index, 0)  # those that were under way
+    for _ in range(10):
+        driver.later(0.3)
+        for index, number in list(driver.leased("blob").items()):
+            driver.half(number, "blob", index)
+            driver.got(number, "blob", index)
+    across = [message.source for _, message in of(driver.said, wire.Lease)]
+    assert len(across) >= 10 and across == [None] * len(across)
+    driver.said.clear()
+    driver.later(31.0)
+    assert any(message.source for _, message in of(driver.said, wire.Lease))
+
+
 def test_a_carrier_that_falls_silent_is_replaced() -> None:
     driver = Driver()
     driver.connect(1, zone="one")
