@@ -7,6 +7,7 @@ async with RunningTracker(settings) as running:
 from __future__ import annotations
 
 import asyncio
+import gc
 import re
 import time
 from collections.abc import Mapping
@@ -26,11 +27,12 @@ from tracker.book import BanBook
 from tracker.cluster import Cluster
 from tracker.config import TrackerSettings
 from tracker.desk import Desk, DeskPages
-from tracker.doorstep import HANDSHAKE, KEEP_ALIVE, Doorstep
+from tracker.doorstep import HANDSHAKE, Doorstep
 from tracker.enrol import MAX_BODY, Enrolment, open_authority
 from tracker.enrol_kubernetes import ServiceAccounts
 from tracker.keys import cluster_key, derived_key
 from tracker.lag import Lag
+from tracker.leftovers import Leftovers
 from tracker.replicas.dialling import PATH
 from tracker.replicas.election import Memory, replica_id
 from tracker.replicas.leading import Leading
@@ -83,6 +85,7 @@ class RunningTracker:
         self._loop = asyncio.get_running_loop()
         self._epoch = time.time() - self._loop.time()
         self._lag = Lag(self._loop.time())
+        self._leftovers = Leftovers(self._loop.time(), gc.collect)
         async with AsyncExitStack() as stack:
             self.state = open_configured(settings.state, settings.data_directory)
             stack.push_async_callback(self.state.close)
@@ -113,7 +116,6 @@ class RunningTracker:
                 handle_signals=False,
                 access_log=None,
                 shutdown_timeout=2.0,
-                keepalive_timeout=KEEP_ALIVE,
             )
             await runner.setup()
             stack.push_async_callback(runner.cleanup)
@@ -171,12 +173,12 @@ class RunningTracker:
             async with asyncio.timeout(_SETTLE):
                 await self.replica.settled.wait()
         except TimeoutError:
-            if self.replica.foreign:
-                raise ConfigError(
-                    f"the tracker that leads, at {self.replica.foreign}, has other keys: give all replicas the same "
-                    "authority_directory, and another cluster another state.prefix"
-                ) from None
             log.error("no replica of this tracker leads yet")
+        if self.replica.foreign:
+            raise ConfigError(
+                f"the tracker that leads, at {self.replica.foreign}, has other keys: give all replicas the same "
+                "authority_directory, and another cluster another state.prefix"
+            )
 
     def _begin(self) -> Leading:
         return Leading(self.settings, self.cluster_key, self._epoch, self.book, self.state)
@@ -336,6 +338,7 @@ class RunningTracker:
                     await self.book.noted.wait()
             except TimeoutError:
                 self._lag.saw(self._loop.time(), time.monotonic() - due)
+            self._leftovers.look(self._loop.time(), self.visits.ended, len(self.visits))
             await self._look()
 
     async def _look(self) -> None:

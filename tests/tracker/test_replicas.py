@@ -141,8 +141,8 @@ async def test_without_redis_and_leader_the_lowest_survivor_leads_and_the_others
         await replicas.settled()
 
 
-async def test_two_that_lead_without_redis_become_one_when_they_meet(tmp_path: Path) -> None:
-    """A replica that starts while Redis is down knows of nobody, leads, and is found by the one that did all along."""
+async def test_a_replica_that_starts_without_redis_is_found_by_the_one_that_leads(tmp_path: Path) -> None:
+    """It knows of nobody; those that were linked to it before look for it."""
     async with Replicas(tmp_path) as replicas:
         leader = await replicas.start()
         follower = await replicas.start(port=free_port())
@@ -158,11 +158,32 @@ async def test_two_that_lead_without_redis_become_one_when_they_meet(tmp_path: P
         await agent.hears(wire.Lease)
 
 
+@pytest.mark.parametrize("later", [False, True], ids=["of the same term", "of a later term"])
+async def test_of_two_that_meet_the_later_term_goes_on_or_the_lower_id(tmp_path: Path, later: bool) -> None:
+    async with Replicas(tmp_path) as replicas:
+        replicas.redis.kill()
+        await asyncio.gather(replicas.start(), replicas.start())
+        low, high = sorted(replicas.running, key=lambda tracker: tracker.replica.memory.me)
+        assert len(replicas.leaders) == 2  # neither knows of the other
+        if later:
+            high.replica.memory.term += 1
+        for one, other in ((low, high), (high, low)):
+            one.replica.memory.others[other.replica.memory.address] = other.replica.memory.me
+        assert await replicas.settled() is (high if later else low)
+
+
+async def test_who_stops_makes_room_at_once(tmp_path: Path) -> None:
+    async with Replicas(tmp_path) as replicas:
+        await replicas.stop(await replicas.start())
+        state = open_state(replicas.redis.url)
+        assert (await state.lead("next", "", 1.0)).owner == "next"
+        await state.close()
+
+
 async def test_two_that_lead_become_one_when_redis_is_back(tmp_path: Path) -> None:
     async with Replicas(tmp_path) as replicas:
         replicas.redis.kill()
-        await replicas.start()
-        await replicas.start()
+        await asyncio.gather(replicas.start(), replicas.start())
         assert len(replicas.leaders) == 2  # neither knows of the other
         agents = [await replicas.agent(tracker) for tracker in replicas.running]
         replicas.redis.start()

@@ -41,7 +41,7 @@ class ThisReplica:
     """`begin`: makes the decisions of one that leads, from now on. `tls`: for links; None where nothing is encrypted.
     `hear_ban`: the one that is followed has shut a node out, or lets it in again.
 
-    `orphaned`: there has been no leader for so long that agents are better off elsewhere.
+    `settled`: it leads, follows, or found a leader of other keys. `orphaned`: there has been no leader for so long that agents are better off elsewhere.
     """
 
     def __init__(
@@ -128,6 +128,7 @@ class ThisReplica:
         self._reach.answered()
         self.foreign = "" if same_keys(leader.owner, self.memory.me) else leader.address
         if self.foreign:
+            self.settled.set()
             return None
         return leader
 
