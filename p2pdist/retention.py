@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from p2pdist.errors import InputError, StorageError
 from p2pdist.oci import Digest, ImagePattern, Index, Manifest, Repository
 from p2pdist.pki import read_secret, write_secret
 from p2pdist.store import Store
-from p2pdist.store.catalogue import Catalogue, closure, signed_by
+from p2pdist.store.catalogue import Catalogue, Node, closure, signed_by, size_of
 from p2pdist.store.retention import RUNNING_SHARE, kept_roots, running_roots, within
 
 MAX_KEEPS = 1024  # patterns, besides those of the configuration
@@ -57,7 +57,8 @@ class Retention:
         self._max_bytes = max_bytes
         self._clock = clock
         self._keeps: dict[str, tuple[ImagePattern, Keep]] = {}
-        self._kept: frozenset[Digest] = frozenset()
+        self._told: set[Digest] = set()  # all that the patterns name now
+        self._companions: dict[Digest, set[Digest]] = {}  # what signs each image
         self._wake = asyncio.Event()
 
     @classmethod
@@ -135,15 +136,20 @@ class Retention:
     # --- what happens -------------------------------------------------------------------------------------------
 
     def passed(self, repository: Repository, target: str, parsed: Manifest | Index, *, pulled: bool) -> None:
-        """A manifest came by, for a daemon (`pulled`) or not: from now on all of its image is kept, if it is to be."""
+        """A manifest came by, for a daemon (`pulled`) or not: from now on all of its image is kept, if it is to be.
+
+        So that there is room for it, older images that were running cease to be kept at once.
+        """
         self._catalogue.learn(parsed)
         if pulled:
             self._store.pulled(parsed.digest)
         tag = None if ":" in target else target
-        to_keep = parsed.digest in self._kept or (pulled and self._running_seconds > 0)
-        if to_keep or any(one.matches(str(repository), tag, parsed.digest) for one in self._patterns()):
-            nodes = self._catalogue.nodes
-            self._keep(self._kept | closure(nodes, {}, [parsed.digest]))
+        nodes = self._catalogue.nodes
+        if parsed.digest in self._told or any(
+            one.matches(str(repository), tag, parsed.digest) for one in self._patterns()
+        ):
+            self._told |= closure(nodes, self._companions, [parsed.digest])
+        self._keep(nodes)
         self._wake.set()
 
     async def look(self) -> None:
@@ -160,19 +166,18 @@ class Retention:
             _log.warning("what is to be kept stays as it was", error=str(error))
             return
         tags = self._store.tags()
-        companions = signed_by(nodes, tags)
-        kept = closure(nodes, companions, kept_roots(self._patterns(), tags, self._store.noted()))
-        running = running_roots(self._store.pulls(), now, self._running_seconds)
+        self._companions = signed_by(nodes, tags)
+        self._told = closure(nodes, self._companions, kept_roots(self._patterns(), tags, self._store.noted()))
+        self._keep(nodes)
+
+    def _keep(self, nodes: Mapping[Digest, Node]) -> None:
+        running = running_roots(self._store.pulls(), self._clock(), self._running_seconds)
         room = float("inf") if self._max_bytes is None else RUNNING_SHARE * self._max_bytes
-        kept |= within((closure(nodes, companions, [root]) for root in running), self._sizes(), room)
-        self._keep(frozenset(kept))
+        images = (size_of(nodes, closure(nodes, self._companions, [root])) for root in running)
+        self._store.keep(frozenset(self._told | within(images, room)))
 
     def _patterns(self) -> list[ImagePattern]:
         return [*self._configured, *(pattern for pattern, _ in self._keeps.values())]
 
     def _sizes(self) -> dict[Digest, int]:
         return {blob.digest: blob.size for blob in self._store.stored()}
-
-    def _keep(self, digests: frozenset[Digest]) -> None:
-        self._kept = digests
-        self._store.keep(digests)

@@ -18,18 +18,23 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One manifest or index: manifests it lists, config and layers, and the image that it signs or describes."""
+    """One manifest or index: manifests it lists, config and layers, and the image that it signs or describes.
 
+    `size`: bytes of its own; `blobs`: their sizes by digest.
+    """
+
+    size: int
     children: tuple[Digest, ...]
-    blobs: tuple[Digest, ...]
+    blobs: Mapping[Digest, int]
     subject: Digest | None
 
     @classmethod
     def of(cls, parsed: Manifest | Index) -> Node:
         subject = parsed.subject.digest if parsed.subject is not None else None
         if isinstance(parsed, Index):
-            return cls(tuple(one.digest for one in parsed.manifests), (), subject)
-        return cls((), tuple({one.digest: None for one in (parsed.config, *parsed.layers)}), subject)
+            return cls(len(parsed.raw), tuple(one.digest for one in parsed.manifests), {}, subject)
+        blobs = {one.digest: one.size for one in (parsed.config, *parsed.layers)}
+        return cls(len(parsed.raw), (), blobs, subject)
 
 
 class Catalogue:
@@ -67,6 +72,19 @@ class Catalogue:
         except (InputError, StorageError) as error:
             _log.warning("a stored manifest can't be read", digest=str(digest), error=str(error))
             return None
+
+
+def size_of(nodes: Mapping[Digest, Node], image: Iterable[Digest]) -> dict[Digest, int]:
+    """The bytes of each part of an image, those that are still to come too; parts that nothing is known of have 0."""
+    sizes: dict[Digest, int] = {}
+    for digest in image:
+        node = nodes.get(digest)
+        if node is None:
+            sizes.setdefault(digest, 0)
+        else:
+            sizes[digest] = node.size
+            sizes.update(node.blobs)
+    return sizes
 
 
 def signed_by(nodes: Mapping[Digest, Node], tags: Mapping[tuple[str, str], str]) -> dict[Digest, set[Digest]]:

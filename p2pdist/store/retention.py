@@ -36,14 +36,16 @@ def running_roots(pulls: Mapping[Digest, float], now: float, running_time: float
     return sorted(lately, key=lambda digest: pulls[digest], reverse=True)
 
 
-def within(closures: Iterable[set[Digest]], sizes: Mapping[Digest, int], room: float) -> set[Digest]:
-    """The first of these closures that together take at most `room` bytes of what is stored."""
+def within(images: Iterable[Mapping[Digest, int]], room: float) -> set[Digest]:
+    """The first of these images (sizes of their parts) that together take at most `room` bytes.
+
+    Not those behind the first one that is too many: what is pulled now must not find the store full of older images.
+    """
     chosen: set[Digest] = set()
     taken = 0
-    for one in closures:
-        new = one - chosen
-        taken += sum(sizes.get(digest, 0) for digest in new)
+    for image in images:
+        taken += sum(size for digest, size in image.items() if digest not in chosen)
         if taken > room:
             break
-        chosen |= new
+        chosen |= image.keys()
     return chosen

@@ -132,6 +132,19 @@ async def test_what_daemons_asked_for_lately_is_kept_the_latest_first_up_to_half
         assert here.store.usage().kept == 0
 
 
+async def test_a_large_image_that_is_pulled_now_finds_room_though_others_ran_lately(tmp_path: Path) -> None:
+    async with shop(tmp_path, running=3600.0) as here:
+        for seed in range(4):
+            await here.bring(image(seed, 50 * KIB), f"r{seed}")
+        assert here.store.usage().kept > 100 * KIB
+        large = image(9, 350 * KIB)
+        here.now += 10.0
+        await here.manifest(large.raw, large.media_type, "large", pulled=True)
+        (layer,) = large.layers
+        staging = await here.store.stage(layer, 350 * KIB, 64 * KIB)  # before anybody looks again
+        await staging.close()
+
+
 async def test_what_is_kept_by_command_is_kept_over_a_restart_until_it_is_removed(tmp_path: Path) -> None:
     kept = image(0)
     async with shop(tmp_path) as here:
