@@ -86,7 +86,7 @@ async def _run(settings: TrackerSettings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     gc.freeze()  # modules and classes stay: no collection looks at them again
-    gc.set_threshold(10_000, 10, 10)  # thousands of agents are no garbage: seldom is enough
+    gc.set_threshold(50_000, 20, 1000)  # thousands of agents are no garbage; `leftovers` says when to look everywhere
     await serve(settings, stop)
 
 

@@ -35,6 +35,7 @@ class Visits:
         banned: Callable[[bytes], float | None],
     ) -> None:
         self.voice: Voice | None = None
+        self.ended = 0  # sessions since the start
         self._nodes = 0
         self._settings = settings
         self._sessions: dict[bytes, Session] = {}
@@ -162,6 +163,7 @@ class Visits:
                 del self._sessions[node]
                 if self.voice is not None:
                     self.voice.went(node)
+            self.ended += 1
             log.info("agent left", node=node.hex()[:16], name=session.name, reason=reason)
 
     def _lost_patience(self, silent: bool) -> str:
