@@ -41,7 +41,8 @@ class ThisReplica:
     """`begin`: makes the decisions of one that leads, from now on. `tls`: for links; None where nothing is encrypted.
     `hear_ban`: the one that is followed has shut a node out, or lets it in again.
 
-    `settled`: it leads, follows, or found a leader of other keys. `orphaned`: there has been no leader for so long that agents are better off elsewhere.
+    `settled`: it leads, follows, or found a leader of other keys. `orphaned`: there has been no leader for so long that
+    agents are better off elsewhere.
     """
 
     def __init__(
