@@ -6,7 +6,11 @@ Behind TLS these are all who complete a handshake: a certificate isn't needed fo
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
+
+import structlog
+from aiohttp import web
 
 from tracker.sessions import Traffic
 
@@ -22,7 +26,7 @@ class Doorstep:
 
     def __init__(
         self,
-        server: Callable[[], asyncio.Protocol],
+        server: web.Server,
         sessions: Callable[[], int],
         most: int,
         traffic: Traffic,
@@ -31,6 +35,7 @@ class Doorstep:
         stay: float = STAY,
     ) -> None:
         self._server = server
+        self._log = _HttpLog()
         self._sessions = sessions
         self._most = most
         self.traffic = traffic
@@ -42,7 +47,44 @@ class Doorstep:
         if len(self.connections) - self._sessions() >= self._most:
             self.traffic.crowded += 1
             return _Refused()
-        return _Guard(self._server(), self)
+        connection = _Connection(
+            self._server,
+            loop=asyncio.get_running_loop(),
+            access_log=None,  # type: ignore[arg-type]  # none: the documented meaning, which its annotation forgot
+            logger=self._log,
+            keepalive_timeout=KEEP_ALIVE,
+        )
+        return _Guard(connection, self)
+
+
+class _Connection(web.RequestHandler):
+    """What can't be read isn't said again, to whoever asked or in a log: it may hold a password."""
+
+    __slots__ = ()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        return super().handle_error(request, status, exc, "the request can't be read" if status < 500 else message)
+
+
+class _HttpLog(logging.Logger):
+    """What aiohttp has to say of requests that are no HTTP: one line, without their bytes."""
+
+    def __init__(self) -> None:
+        super().__init__("tracker.http", logging.INFO)
+        self._lines = structlog.get_logger("tracker")
+
+    def isEnabledFor(self, level: int) -> bool:
+        return level > logging.INFO
+
+    def handle(self, record: logging.LogRecord) -> None:
+        kind = record.exc_info[0] if record.exc_info else None
+        self._lines.info("request dropped", why=kind.__name__ if kind else record.msg)
 
 
 class _Guard(asyncio.Protocol):

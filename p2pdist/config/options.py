@@ -260,7 +260,7 @@ class ClusterConfig(Section):
         "For closed test networks; the tracker must be set the same.",
     )
     token: str | None = _option(
-        v.optional(v.TEXT, "", "none"),
+        v.optional(v.SECRET, "", "none"),
         None,
         "Join token, needed until this node has its first certificate: `p2pdist-tracker token create` makes one.",
     )

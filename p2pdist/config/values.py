@@ -74,6 +74,13 @@ def _text(value: object) -> str:
     return value
 
 
+def _secret(value: object) -> str:
+    """As text, and never shown."""
+    if not isinstance(value, str) or "\0" in value:
+        raise ValueError("wanted a string")
+    return value
+
+
 def _flag(value: object) -> bool:
     if not isinstance(value, bool):
         raise ValueError(f"wanted true or false, got {value!r}")
@@ -219,6 +226,7 @@ def list_of(kind: Kind[T]) -> Kind[tuple[T, ...]]:
 
 
 TEXT: Kind[str] = Kind("text", _text, show=quoted)
+SECRET: Kind[str] = Kind("text", _secret, show=quoted)
 FLAG: Kind[bool] = Kind("true or false", _flag, _flag_text, lambda value: str(value).lower())
 PORT: Kind[int] = Kind("port", _port, _number_text)
 COUNT: Kind[int] = Kind("number", _count, _number_text)

@@ -118,12 +118,12 @@ class Mirror:
         except P2pdistError as error:
             trouble = error
         except Exception:  # noqa: BLE001 - a bug here or below must not cost the daemon its pull
-            self._log.exception("unexpected error", path=exchange.request.raw_path)
+            self._log.exception("unexpected error", path=exchange.request.path)
             trouble = "internal error"
         if exchange.response is not None:
             exchange.cut()
             return exchange.response
-        self._log.info("not served", path=exchange.request.raw_path, why=str(trouble))
+        self._log.info("not served", path=exchange.request.path, why=str(trouble))
         return refused(not_servable(asked, trouble))
 
     async def _answer(self, exchange: Exchange, asked: Asked) -> web.StreamResponse:

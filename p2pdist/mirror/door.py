@@ -127,6 +127,8 @@ def _repository(name: list[str], fields: dict[str, str], registry_header: Sequen
             raise InvalidReference(f"{REGISTRY_HEADER} names more than one registry")
         named = registry_header[0].strip()
     if named is not None:
+        if "@" in named:
+            raise InvalidReference("a registry is named without a user")  # and the name, which may be a login, not said
         registry = named.lower()
     else:
         registry, name = _from_path(name)

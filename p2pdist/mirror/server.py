@@ -59,6 +59,7 @@ class MirrorServer:
         self._mirror: Mirror | None = None
         self._listener: asyncio.Server | None = None
         self._guards: dict[object, Guard] = {}
+        self._log = _HttpLog("p2pdist.mirror")
 
     @property
     def connections(self) -> int:
@@ -69,12 +70,8 @@ class MirrorServer:
         application = app(self._source, self._settings, on_served=self._on_served, clock=self._clock)
         runner = web.AppRunner(
             application,
-            access_log=None,
-            logger=_HttpLog("p2pdist.mirror"),
             handler_cancellation=True,
             shutdown_timeout=_LAST_MOMENT,
-            lingering_time=1.0,
-            keepalive_timeout=KEEP_ALIVE,
         )
         await runner.setup()
         self._runner, self._mirror = runner, application[MIRROR]
@@ -103,7 +100,15 @@ class MirrorServer:
         if self.connections >= self._settings.max_connections:
             self.counts.refused_connections += 1
             return Refused()
-        return Guard(self._runner.server(), self.counts, self._guards, self._settings.head)
+        connection = _Connection(
+            self._runner.server,
+            loop=asyncio.get_running_loop(),
+            access_log=None,  # type: ignore[arg-type]  # none: the documented meaning, which its annotation forgot
+            logger=self._log,
+            lingering_time=1.0,
+            keepalive_timeout=KEEP_ALIVE,
+        )
+        return Guard(connection, self.counts, self._guards, self._settings.head)
 
     def _asked(self, request: web.Request) -> None:
         guard = self._guards.get(request.protocol)
@@ -139,6 +144,21 @@ async def _within(seconds: float, mirror: Mirror) -> bool:
     except TimeoutError:
         return False
     return True
+
+
+class _Connection(web.RequestHandler):
+    """What can't be read isn't said again, to whoever asked or in a log: it may hold a password."""
+
+    __slots__ = ()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        return super().handle_error(request, status, exc, "the request can't be read" if status < 500 else message)
 
 
 class _HttpLog(logging.Logger):

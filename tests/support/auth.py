@@ -42,6 +42,7 @@ class Door:
     def __init__(self, auth: BasicAuth | BearerAuth | None) -> None:
         self.auth = auth
         self._tokens: dict[str, tuple[str, float]] = {}  # token -> (scope, expires)
+        self.given: list[str] = []  # every token ever
 
     def refuse(self, request: web.Request, repository: str, realm: str) -> web.Response | None:
         given = request.headers.get("Authorization", "")
@@ -78,6 +79,7 @@ class Door:
         if user is None:
             scope = " ".join(s for s in scope.split() if s.split(":")[1] not in self.auth.private)
         token = secrets.token_urlsafe(16)
+        self.given.append(token)
         life = 60 if self.auth.expires_in is None else self.auth.expires_in
         self._tokens[token] = (scope, self.auth.clock() + life)
         body: dict[str, Any] = {"access_token" if request.method == "POST" else "token": token}
