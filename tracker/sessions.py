@@ -217,6 +217,7 @@ class Door:
     async def reject(self, socket: web.WebSocketResponse, reason: str) -> None:
         """Say why, and close."""
         self.traffic.rejected += 1
+        log.info("agent refused", reason=reason)
         await self._say(socket, messages.Rejected(reason))
         await socket.close()
 
