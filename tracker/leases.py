@@ -189,7 +189,7 @@ class Leases:
         if lease.credit and lease.progress >= lease.count:
             took = now - lease.granted
             if lease.source is not None:
-                rollout.carry_failures = 0
+                rollout.carry_failures.clear()
                 rollout.carry_pace += (took - rollout.carry_pace) * (PACE_WEIGHT if rollout.carry_pace else 1.0)
             else:
                 self._zones.read(lease, took)
@@ -239,7 +239,7 @@ class Leases:
         if self._zones.failed(now, lease):
             rollout = lease.seat.swarm.rollout
             self._state.timers.at(rollout.cut_until, partial(self._held, rollout))
-        self.take_back(now, lease, out, delay=self._rules.retry_after_failure)
+        self.take_back(now, lease, out, delay=self._rules.retry_after_failure, avoid=True)
 
     def _forget(self, lease: Lease, index: int) -> None:
         swarm = lease.seat.swarm

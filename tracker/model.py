@@ -226,7 +226,7 @@ class Rollout:
         self.probed = False  # whether a read has shown how near its zone is to the upstream
         self.carrying = 0  # credits out for reads from other zones
         self.carriers: dict[Node, int] = {}  # unfinished reads of each node from other zones
-        self.carry_failures = 0  # such reads that failed since one made progress
+        self.carry_failures: dict[Node, int] = {}  # such reads that failed since one made progress, by who was to read
         self.cut_until = 0.0  # no such reads before: other zones can't be reached
         self.carry_pace = 0.0  # seconds from such a lease to its half, on average
         self.number = number

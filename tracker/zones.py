@@ -16,7 +16,7 @@ from tracker.model import Lease, Node, Seat, State, Swarm
 
 _DRAWN = 4  # nodes of a zone among which the least busy one is chosen
 _TRIES = 2  # nodes that may fail to give a chunk before it is read from upstream
-_CUT = 4  # reads from other zones that fail one after the other: they can't be reached
+_CUT = 4  # reads from other zones that fail one after the other, to more than one node: they can't be reached
 _CUT_FOR = 30.0  # seconds for which none is tried then
 _FASTER = 0.5  # a zone whose read takes less than so much of the usual reads from upstream from then on
 
@@ -88,23 +88,22 @@ class Zones:
         most = max(2, min(self._rules.zone_credits, self._rules.zone_bytes // swarm.chunk_size))
         if rollout.carrying >= most or now < rollout.cut_until:
             return None
-        seat = self._carrier(now, swarm, most)
-        while seat is not None:
-            there = swarm.missing & self._elsewhere(swarm) & ~swarm.stuck
-            if not there:
-                return None
+        while there := swarm.missing & self._elsewhere(swarm) & ~swarm.stuck:
             index = lowest(there)
             source = self._source(swarm, index)
             if source is not None:
-                return seat, index, source
+                seat = self._carrier(now, swarm, most, index)
+                return (seat, index, source) if seat is not None else None
             swarm.stuck |= 1 << index
         return None
 
-    def _carrier(self, now: float, swarm: Swarm, most: int) -> Seat | None:
+    def _carrier(self, now: float, swarm: Swarm, most: int, index: int) -> Seat | None:
+        """A node that has little of this to do; whoever failed last at the chunk only if there is nobody else."""
         carriers = swarm.rollout.carriers
         limit = max(self._rules.leases_per_node, -(-2 * most // len(swarm.members))) if swarm.members else 0
         drawn = [node for node in swarm.members.sample(self._state.rng, _DRAWN) if now >= node.benched_until]
-        node = min(drawn, key=lambda node: carriers.get(node, 0), default=None)
+        seats = swarm.seats
+        node = min(drawn, key=lambda node: (seats[node].avoided >> index & 1, carriers.get(node, 0)), default=None)
         return swarm.seats[node] if node is not None and carriers.get(node, 0) < limit else None
 
     def _source(self, swarm: Swarm, index: int) -> Node | None:
@@ -144,8 +143,10 @@ class Zones:
         if lease.source is not None:
             for index in indexes(lease.left):
                 swarm.shunned.setdefault(index, set()).add(lease.source)
-        swarm.rollout.carry_failures += 1
-        if swarm.rollout.carry_failures < _CUT or now < swarm.rollout.cut_until:
+        failures, node = swarm.rollout.carry_failures, lease.seat.node
+        failures[node] = failures.get(node, 0) + 1
+        one_word = len(failures) < min(2, len(swarm.members))
+        if sum(failures.values()) < _CUT or one_word or now < swarm.rollout.cut_until:
             return False
         swarm.rollout.cut_until = now + _CUT_FOR
         for other in swarm.rollout.swarms:

@@ -379,6 +379,7 @@ class MeshEngine:
             StorageError: the chunk can't be written.
         """
         await self._carrier.fetch(exchange, index, source, half)
+        self.stats.chunks_in += 1
 
     def _other_zones(self) -> list[ControlLink]:
         links = self._near.links.items() if self.settings.zone else ()
