@@ -108,6 +108,7 @@ def _settings(options: argparse.Namespace) -> Settings:
         transport=options.transport,
         driver=options.driver,
         engine=options.engine,
+        tls=options.tls,
         sites=sites,
         seed=options.seed,
         agent=_tables(options.agent),
@@ -202,6 +203,7 @@ def _parser() -> argparse.ArgumentParser:
         default="mesh",
         help="how chunks move between agents; gateways: the mesh in each site, BitTorrent over uTP between them",
     )
+    p.add_argument("--tls", action="store_true", help="certificates and mutual TLS, as a cluster has by default")
     p.add_argument("--sites", metavar="N+M", help="two sites, joined by one link; registry and tracker in the first")
     p.add_argument("--link-rate", type=float, default=20.0, help="Mbit/s between the sites, each way")
     p.add_argument("--link-delay", type=float, default=40.0, help="ms between the sites, one way")

@@ -37,6 +37,7 @@ class Settings:
     transport: Transport = "agents"
     driver: Driver = "puller"
     engine: Engine = "mesh"
+    tls: bool = False
     sites: Sites | None = None
     parallel: int = 3
     seed: int = 7

@@ -26,6 +26,7 @@ def describe(s: Settings) -> str:
         parts += [f"sites {s.sites.first}+{s.sites.second}", f"link {s.sites.rate:g} Mbit/s {s.sites.delay:g} ms"]
         parts += [f"other flow for {s.sites.other_flow:g} s"] if s.sites.other_flow is not None else []
     parts += [f"by {s.driver}"] if s.driver != "puller" else []
+    parts += ["TLS"] if s.tls else []
     return f"{s.engine if s.transport == 'agents' else s.transport}: " + ", ".join(parts)
 
 

@@ -124,7 +124,7 @@ class Rollout:
 
     def _start_agents(self) -> None:
         # Unshaped: what the tracker costs the network is not mixed into the registry's egress.
-        self.tracker = Tracker(self.lab, self.lab.host("tracker"), extra=self.s.tracker)
+        self.tracker = Tracker(self.lab, self.lab.host("tracker"), extra=self.s.tracker, tls=self.s.tls)
         for number, host in self.hosts.items():
             self.agents[number] = self._agent(host, number)
         for agent in self.agents.values():
@@ -135,7 +135,8 @@ class Rollout:
         assert self.tracker is not None
         registries = {"docker.io": self.registry.url, NAME: self.registry.url}
         extra = merge(self.s.tables(number), self.s.agent)
-        return Agent(self.lab, host, trackers=[self.tracker.url], registries=registries, extra=extra)
+        trackers, token = [self.tracker.url], self.tracker.token
+        return Agent(self.lab, host, trackers=trackers, registries=registries, extra=extra, token=token)
 
     def _joined(self, count: int) -> None:
         tracker = self.tracker

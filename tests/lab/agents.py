@@ -5,6 +5,8 @@ from __future__ import annotations
 import http.client
 import json
 import socket
+import ssl
+import subprocess
 import sys
 import urllib.request
 from collections.abc import Mapping, Sequence
@@ -22,13 +24,22 @@ Tables = Mapping[str, Mapping[str, object]]
 
 
 class Tracker:
-    """A tracker; `extra` are further tables of its configuration file ("" for what stands in none)."""
+    """A tracker; `extra` are further tables of its configuration file ("" for what stands in none).
 
-    def __init__(self, lab: Lab, host: Host, *, extra: Tables | None = None) -> None:
+    `tls`: a cluster as it is by default, with certificates; `token` lets agents in.
+    """
+
+    def __init__(self, lab: Lab, host: Host, *, extra: Tables | None = None, tls: bool = False) -> None:
         self.host = host
-        self.url = f"http://{host.address}:{TRACKER_PORT}"
+        self.url = f"{'https' if tls else 'http'}://{host.address}:{TRACKER_PORT}"
+        self.token = ""
         self._lab = lab
-        tables: dict[str, dict[str, object]] = {"": {"host": "0.0.0.0", "port": TRACKER_PORT, "insecure": True}}
+        tables: dict[str, dict[str, object]] = {"": {"host": "0.0.0.0", "port": TRACKER_PORT, "insecure": not tls}}
+        if tls:
+            data = str(lab.path(f"data-{host.name}"))
+            tables[""]["data_directory"] = data
+            command = [program("p2pdist-tracker"), "token", "create", "--data", data]
+            self.token = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout.strip()
         self._config = lab.directory / f"{host.name}.toml"
         self._config.write_text(toml(merge(tables, extra or {})))
         self.process = self._start()
@@ -37,7 +48,8 @@ class Tracker:
         """How many agents have a session with it now."""
 
         def ask() -> int:
-            with urllib.request.urlopen(f"{self.url}/healthz", timeout=5) as answer:
+            unchecked = ssl._create_unverified_context() if self.token else None  # only a number is asked for
+            with urllib.request.urlopen(f"{self.url}/healthz", timeout=5, context=unchecked) as answer:
                 return int(json.load(answer)["nodes"])
 
         return self.host.call(ask)
@@ -58,7 +70,7 @@ class Tracker:
 
 
 class Agent:
-    """The agent of one host. `registries`: name as images spell it -> URL."""
+    """The agent of one host. `registries`: name as images spell it -> URL; `token`: where the cluster is closed."""
 
     def __init__(
         self,
@@ -68,6 +80,7 @@ class Agent:
         trackers: Sequence[str],
         registries: Mapping[str, str],
         extra: Tables | None = None,
+        token: str = "",
     ) -> None:
         self.host = host
         self.url = f"http://127.0.0.1:{MIRROR_PORT}"
@@ -78,7 +91,7 @@ class Agent:
             "mirror": {"port": MIRROR_PORT},
             "peer": {"port": PEER_PORT},
             "tracker": {"urls": list(trackers)},
-            "cluster": {"insecure": True},
+            "cluster": {"token": token} if token else {"insecure": True},
         }
         rows = [{"name": name, "url": url} for name, url in registries.items()]
         self._config = lab.directory / f"agent-{host.name}.toml"
