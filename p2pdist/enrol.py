@@ -29,6 +29,7 @@ from p2pdist.pki import (
     JoinToken,
     Role,
     TlsCredentials,
+    certificates_of,
     identity_of,
     insecure_context,
     read_secret,
@@ -44,6 +45,7 @@ PROBE = 5.0  # seconds for a tracker to say that it lives; only where there is a
 FIRST_DELAY, LONGEST_DELAY = 0.2, 30.0  # seconds between attempts; doubles
 RENEW_AT = (0.5, 0.66)  # between these parts of its life a certificate is renewed: nodes started together spread out
 _LONGEST_SLEEP = 600.0  # seconds: the clock of a machine that was suspended jumps
+_JOINED = "joined"  # the file that names the token which this node became a member with; no secret
 MAX_ANSWER = 128 * 1024  # bytes
 
 
@@ -158,8 +160,8 @@ class Enrolment:
 
     @property
     def authority(self) -> bytes:
-        """The certificate of the authority whose members are trusted, PEM; empty: not known yet."""
-        return self._authority
+        """The certificate of the authority that signed this node's, PEM; empty: not known yet."""
+        return certificates_of(self._authority)[0].public_bytes(Encoding.PEM) if self._authority else b""
 
     @property
     def expires(self) -> float:
@@ -173,9 +175,10 @@ class Enrolment:
         if certificate is None or authority is None:
             return False
         try:
-            if self._token is not None:
-                self._token.is_of(x509.load_pem_x509_certificate(authority))
-            if self._account is not None and self._account.authority() != authority:
+            trusted = certificates_of(authority)
+            if self._token is not None and read_secret(self._directory / _JOINED) != self._token.number.encode():
+                self._token.is_of_any(trusted)  # a token that it didn't join with may be another cluster's
+            if self._account is not None and certificates_of(self._account.authority())[0] not in trusted:
                 raise InputError(f"{self._account.authority_file} has another cluster's authority")
             ends = x509.load_pem_x509_certificate(certificate).not_valid_after_utc.timestamp()
             if ends <= self._clock():
@@ -265,7 +268,7 @@ class Enrolment:
     async def _ask(
         self, place: Place, what: str, body: dict[str, str], context: ssl.SSLContext, authority: bytes
     ) -> None:
-        """Ask for a certificate and use it. It has to come from the authority that is trusted already."""
+        """Ask for a certificate and use it. Who gives it is a tracker of the `authority` that is trusted already."""
         async with (
             aiohttp.ClientSession() as session,
             session.post(
@@ -280,14 +283,22 @@ class Enrolment:
                 got = msgspec.json.decode(await _body(answer), type=Answer)
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
                 raise InputError(f"the tracker's answer is no certificate: {error}") from error
-        certificate = got.certificate.encode()
+        certificate, authority = got.certificate.encode(), self._next_authority(got.authority.encode(), authority)
         self._check(certificate, authority)
         self.credentials.use(certificate, self._key, authority)
         self._authority = authority
+        if self._token is not None and what == "enrol":
+            write_secret(self._directory / _JOINED, self._token.number.encode())
         private = self._key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
         for name, data in (("ca.crt", authority), ("tls.key", private), ("tls.crt", certificate)):
             write_secret(self._directory / name, data)
         _log.info("certificate", until=int(self.expires))
+
+    def _next_authority(self, given: bytes, authority: bytes) -> bytes:
+        """Whom to trust from now on: what the tracker says, as long as it goes on from what was trusted before."""
+        if not set(certificates_of(given)) & set(certificates_of(authority)):
+            raise InputError("the tracker names an authority that doesn't follow from the one that is trusted")
+        return given
 
     def _check(self, certificate: bytes, authority: bytes) -> None:
         try:

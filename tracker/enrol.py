@@ -86,7 +86,7 @@ class Enrolment:
         """Make this tracker's own certificate, and again whenever half of its life is over."""
         public = self._key.public_key()
         certificate = self._authority.issue(public, Role.TRACKER, {}, time.time(), self._lifetime)
-        self.credentials.use(certificate, self._key, self._authority.pem)
+        self.credentials.use(certificate, self._key, self._authority.bundle)
         self._timer = asyncio.get_running_loop().call_later(self._lifetime / 2, self.start)
 
     @property
@@ -174,7 +174,7 @@ class Enrolment:
         return self._answer(certificate)
 
     def _answer(self, certificate: bytes) -> web.Response:
-        return web.json_response({"certificate": certificate.decode(), "authority": self._authority.pem.decode()})
+        return web.json_response({"certificate": certificate.decode(), "authority": self._authority.bundle.decode()})
 
     def _refuse(self, request: web.Request, status: int, reason: str) -> web.HTTPException:
         self.refused += 1

@@ -5,7 +5,7 @@ the Ed25519 key that signs its attestations, so whoever speaks as a node over TL
 """
 
 from p2pdist.pki.authority import Authority, request_for, requested_key
-from p2pdist.pki.contexts import TlsCredentials, insecure_context, peer_certificate
+from p2pdist.pki.contexts import TlsCredentials, certificates_of, insecure_context, peer_certificate
 from p2pdist.pki.files import read_secret, write_secret
 from p2pdist.pki.identity import Identity, Role, cluster_of, identity_of
 from p2pdist.pki.token import JoinToken, hash_secret
@@ -16,6 +16,7 @@ __all__ = [
     "JoinToken",
     "Role",
     "TlsCredentials",
+    "certificates_of",
     "cluster_of",
     "hash_secret",
     "identity_of",

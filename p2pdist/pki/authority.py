@@ -6,7 +6,7 @@ asker holds it, is used. Time is an argument.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -32,7 +32,8 @@ Key = Ed25519PrivateKey | EllipticCurvePrivateKey
 class Authority:
     """Signs certificates for one cluster."""
 
-    def __init__(self, certificate: x509.Certificate, key: Key) -> None:
+    def __init__(self, certificate: x509.Certificate, key: Key, others: Sequence[x509.Certificate] = ()) -> None:
+        self.others = tuple(others)  # authorities that members trust beside it, while one takes the place of the other
         self.certificate = certificate
         self.cluster = cluster_of(certificate)
         self._key = key
@@ -49,6 +50,11 @@ class Authority:
         else:
             secret = self._key.private_numbers().private_value.to_bytes(32, "big")
         return HKDF(SHA256(), 32, salt=None, info=f"p2pdist {purpose}".encode()).derive(secret)
+
+    @property
+    def bundle(self) -> bytes:
+        """What members are to trust: its certificate, and behind it the others."""
+        return self.pem + b"".join(other.public_bytes(Encoding.PEM) for other in self.others)
 
     @classmethod
     def create(cls, now: float) -> Authority:
@@ -76,6 +82,9 @@ class Authority:
     def load(cls, directory: Path) -> Authority | None:
         """The authority in `directory`: `tls.crt`, `tls.key` as cert-manager lays them out (`ca.crt` isn't needed).
 
+        `trusted.crt`, where there is one: further authorities whose members belong to the cluster (docs/security.md,
+        "Another authority").
+
         None: neither is there.
 
         Raises:
@@ -102,7 +111,11 @@ class Authority:
             raise ConfigError(f"{directory}: tls.crt is not the certificate of an authority (CA:TRUE)")
         if private.public_key() != parsed.public_key():
             raise ConfigError(f"{directory}: tls.key is not the key of tls.crt")
-        return cls(parsed, private)
+        try:
+            others = x509.load_pem_x509_certificates(read_secret(directory / "trusted.crt") or pem_of(parsed))
+        except ValueError as error:
+            raise ConfigError(f"{directory}: trusted.crt has no certificate of an authority: {error}") from error
+        return cls(parsed, private, [other for other in others if other != parsed])
 
     @classmethod
     def keep(cls, directory: Path, now: float) -> Authority:
@@ -155,11 +168,16 @@ class Authority:
         """A new certificate for the holder of `old`, which TLS has checked. InputError if it asks for another key."""
         identity = identity_of(old)
         public = requested_key(request)
-        if identity.cluster != self.cluster:
+        if identity.cluster not in {self.cluster, *map(cluster_of, self.others)}:
             raise InputError("the certificate is of another cluster")
         if public.public_bytes_raw() != identity.key:
             raise InputError("the request is for another key than the certificate that it came with")
         return self.issue(public, identity.role, identity.labels, now, lifetime)
+
+
+def pem_of(certificate: x509.Certificate) -> bytes:
+    """Its text."""
+    return certificate.public_bytes(Encoding.PEM)
 
 
 def request_for(key: Ed25519PrivateKey) -> bytes:

@@ -34,17 +34,22 @@ class TlsCredentials:
         self.cluster = ""
         self._known: OrderedDict[bytes, Identity | None] = OrderedDict()
         self._trusted: set[bytes] = set()
+        self._clusters: set[str] = set()
 
     def trust(self, authority: bytes) -> None:
-        """Members are those whose certificates this authority (PEM) signed."""
-        parsed = _certificate(authority)
-        der = parsed.public_bytes(Encoding.DER)
-        self.cluster = cluster_of(parsed)
+        """Members are those whose certificates this authority (PEM) signed, or others that follow it in the text.
+
+        Whom only an earlier call trusted is identified no longer; TLS itself knows those until the process ends.
+        """
+        parsed = certificates_of(authority)
+        self.cluster = cluster_of(parsed[0])
+        self._clusters = {cluster_of(one) for one in parsed}
         self._known.clear()
-        if der not in self._trusted:
-            self._trusted.add(der)
-            for context in (self.server, self.client):
-                context.load_verify_locations(cadata=der)
+        for der in (one.public_bytes(Encoding.DER) for one in parsed):
+            if der not in self._trusted:
+                self._trusted.add(der)
+                for context in (self.server, self.client):
+                    context.load_verify_locations(cadata=der)
 
     def use(self, certificate: bytes, key: Ed25519PrivateKey, authority: bytes) -> None:
         """Show this certificate (PEM) from now on. InputError if it doesn't belong to the key."""
@@ -81,7 +86,7 @@ class TlsCredentials:
             identity = identity_of(x509.load_der_x509_certificate(der))
         except (InputError, ValueError):
             return None
-        return identity if identity.cluster == self.cluster else None
+        return identity if identity.cluster in self._clusters else None
 
 
 def insecure_context() -> ssl.SSLContext:
@@ -104,6 +109,14 @@ def _context(protocol: int) -> ssl.SSLContext:
     # The issuing authority alone is trusted, also when its own certificate comes from another one.
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN | ssl.VERIFY_X509_STRICT
     return context
+
+
+def certificates_of(pem: bytes) -> list[x509.Certificate]:
+    """One or more, as they follow each other. InputError if there is none."""
+    try:
+        return x509.load_pem_x509_certificates(pem)
+    except ValueError as error:
+        raise InputError(f"not a certificate: {error}") from error
 
 
 def _certificate(pem: bytes) -> x509.Certificate:

@@ -6,6 +6,7 @@ import base64
 import binascii
 import hashlib
 import hmac
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from cryptography import x509
@@ -55,6 +56,11 @@ class JoinToken:
     def number(self) -> str:
         """What it is called in lists and logs: 12 hex digits, no secret."""
         return self.hashed.hex()[:12]
+
+    def is_of_any(self, authorities: Iterable[x509.Certificate]) -> None:
+        """Raises InputError unless one of these is the authority whose fingerprint the token carries."""
+        if not any(hmac.compare_digest(one.fingerprint(SHA256()), self.fingerprint) for one in authorities):
+            raise InputError("the join token is another cluster's")
 
     def is_of(self, authority: x509.Certificate) -> None:
         """Raises InputError unless this is the authority whose fingerprint the token carries."""
