@@ -122,12 +122,15 @@ async def test_without_redis_links_stay_health_says_so_and_all_recovers_by_itsel
         assert len(there.got(wire.Welcome)) == 1
 
 
-async def test_without_redis_and_leader_the_lowest_survivor_leads_and_the_others_follow_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("silent", [False, True], ids=["refuses", "is silent"])
+async def test_without_redis_and_leader_the_lowest_survivor_leads_and_the_others_follow_it(
+    tmp_path: Path, silent: bool
+) -> None:
     async with Replicas(tmp_path) as replicas:
         for _ in range(4):
             await replicas.start()
         leader = await replicas.settled()
-        replicas.redis.kill()
+        (replicas.redis.pause if silent else replicas.redis.kill)()
         survivors = [tracker for tracker in replicas.running if tracker is not leader]
         agents = [await replicas.agent(tracker) for tracker in survivors]
         await replicas.stop(leader)
@@ -136,7 +139,7 @@ async def test_without_redis_and_leader_the_lowest_survivor_leads_and_the_others
             await agent.hears(wire.Welcome, 2)
             agent.say(join("blob"))
             await agent.hears(wire.Joined)
-        replicas.redis.start()
+        (replicas.redis.go_on if silent else replicas.redis.start)()
         await until(lambda: not any(tracker.reach.trouble for tracker in survivors))
         await replicas.settled()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,17 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-import pytest
 from aiohttp import web
 from support.fleet import Fleet, Node, until
 from support.redis_server import RedisServer, free_port
 from support.registry import Call, FakeRegistry, Image, noise
 
-from p2pdist.config import TrackerConfig
+from p2pdist.config import RegistryConfig, TrackerConfig
 
 MIB = 1 << 20
 RATE = 4 * MIB  # bytes per second from upstream: a rollout takes seconds, on any machine
-NODES = 5
+NODES = 4
 
 
 class Slow:
@@ -78,9 +78,9 @@ class Cluster:
         """The one that leads, once one does and the others follow it."""
         async with asyncio.timeout(60):
             while True:
-                roles = {(await self.health(one)).get("role"): one for one in self.trackers}
-                if set(roles) == {"leads", "follows"} or (len(self.trackers) == 1 and "leads" in roles):
-                    return roles["leads"]
+                roles = [(await self.health(one)).get("role") for one in self.trackers]
+                if sorted(roles, key=str) == ["follows"] * (len(roles) - 1) + ["leads"]:
+                    return self.trackers[roles.index("leads")]
                 await asyncio.sleep(0.05)
 
     async def kill_leader(self) -> TrackerProcess:
@@ -91,18 +91,21 @@ class Cluster:
 
 
 @asynccontextmanager
-async def cluster(directory: Path, *redis_options: str) -> AsyncIterator[tuple[Cluster, FakeRegistry, Image]]:
+async def cluster(
+    directory: Path, count: int, *redis_options: str
+) -> AsyncIterator[tuple[Cluster, FakeRegistry, Image]]:
     redis = RedisServer(directory / "redis", *redis_options)
-    trackers = [TrackerProcess(directory, redis) for _ in range(2)]
+    trackers = [TrackerProcess(directory, redis) for _ in range(count)]
     every = list(trackers)
     try:
         async with FakeRegistry() as registry, Fleet(directory, registry, tracked=False, insecure=True) as fleet:
-            image = registry.add_image("app/a", "1", [noise(8 * MIB, 1), noise(4 * MIB, 2)])
+            image = registry.add_image("app/a", "1", [noise(8 * MIB, 1), noise(6 * MIB, 2)])
             registry.fail(Call(Slow()), path="/blobs/.*", method="GET")
             found = Cluster(fleet, redis, trackers)
             await found.leader()
             urls = TrackerConfig(urls=tuple(tracker.url for tracker in trackers))
-            found.nodes = [await fleet.start(tracker=urls) for _ in range(NODES)]
+            patient = (RegistryConfig(name=registry.name, url=registry.url, stall_timeout_seconds=15.0),)
+            found.nodes = [await fleet.start(tracker=urls, registries=patient) for _ in range(NODES)]
             await until(lambda: all(node.agent.status()["tracker"]["connected"] for node in found.nodes))
             yield found, registry, image
     finally:
@@ -111,57 +114,76 @@ async def cluster(directory: Path, *redis_options: str) -> AsyncIterator[tuple[C
         redis.kill()
 
 
-async def rollout(found: Cluster, registry: FakeRegistry, image: Image, fault: Any) -> None:
-    """`fault` happens when about a third has been read."""
+async def rollout(found: Cluster, registry: FakeRegistry, image: Image, **faults: Any) -> None:
+    """Each fault happens when its share (`at_25`: per cent) has been read."""
     pulls = asyncio.gather(*(found.fleet.pull(node, image) for node in found.nodes))
     whole = sum(len(image.blobs[layer]) for layer in image.layers)
-    await until(lambda: sum(registry.bytes_sent(layer) for layer in image.layers) > whole / 3, 60)
-    assert not pulls.done()
-    await fault()
+
+    def read() -> float:
+        return sum(registry.bytes_sent(layer) for layer in image.layers) / whole
+
+    for share, fault in faults.items():
+        goal = int(share.removeprefix("at_")) / 100
+        await until(lambda goal=goal: read() > goal, 60)
+        assert not pulls.done()
+        await fault()
     await asyncio.wait_for(pulls, 90)
-    copies = sum(registry.bytes_sent(layer) for layer in image.layers) / whole
-    print(f"upstream copies: {copies:.3f}")
-    assert copies <= 1.2
+    print(f"upstream copies: {read():.3f}")
+    assert read() <= 1.2
 
 
-async def test_the_leader_is_killed(tmp_path: Path) -> None:
-    async with cluster(tmp_path) as (found, registry, image):
-        begun = 0.0
+async def test_the_leader_is_killed_and_then_the_next_one_together_with_redis(tmp_path: Path) -> None:
+    async with cluster(tmp_path, 3) as (found, registry, image):
 
-        async def fault() -> None:
-            nonlocal begun
+        async def kill_the_leader() -> None:
             await found.kill_leader()
             begun = time.monotonic()
             await found.leader()
-            begun = time.monotonic() - begun
+            took = time.monotonic() - begun
+            print(f"another one leads after {took:.2f} s")
+            assert took < 2.0 * 5  # a machine that is five times slower
 
-        await rollout(found, registry, image, fault)
-        print(f"another one leads after {begun:.2f} s")
-        assert begun < 2.0 * 5  # a machine that is five times slower
+        async def kill_leader_and_redis() -> None:
+            found.redis.kill()
+            await found.kill_leader()
+
+        await rollout(found, registry, image, at_25=kill_the_leader, at_60=kill_leader_and_redis)
+        (left,) = found.trackers
+        await found.leader()
+        health = await found.health(left)
+        assert (health["status"], health["role"], health["state"]) == ("ok", "leads", "unreachable")
 
 
-@pytest.mark.parametrize("options", [(), ("--appendonly", "yes")], ids=["without its data", "with its data"])
-async def test_redis_is_killed_and_comes_back(tmp_path: Path, options: tuple[str, ...]) -> None:
-    async with cluster(tmp_path, *options) as (found, registry, image):
+async def test_redis_is_killed_and_comes_back_with_its_data_and_without(tmp_path: Path) -> None:
+    async with cluster(tmp_path, 2, "--appendonly", "yes") as (found, registry, image):
+        before = await found.leader()
 
-        async def fault() -> None:
+        async def keep() -> None:
             found.redis.kill()
             await asyncio.sleep(0.5)
             found.redis.start()
 
-        await rollout(found, registry, image, fault)
-        await found.leader()
-
-
-async def test_the_leader_and_redis_are_killed_at_once(tmp_path: Path) -> None:
-    async with cluster(tmp_path) as (found, registry, image):
-
-        async def fault() -> None:
+        async def lose() -> None:
             found.redis.kill()
-            await found.kill_leader()
+            shutil.rmtree(found.redis.directory / "appendonlydir")
+            await asyncio.sleep(0.5)
+            found.redis.start()
 
-        await rollout(found, registry, image, fault)
-        (left,) = found.trackers
-        assert (await found.health(left)) | {"nodes": 0, "version": ""} == {
-            "status": "ok", "role": "leads", "state": "unreachable", "nodes": 0, "version": "",
-        }  # fmt: skip
+        await rollout(found, registry, image, at_25=keep, at_60=lose)
+        assert await found.leader() is before
+
+
+async def test_a_leader_that_hangs_is_replaced_and_follows_when_it_goes_on(tmp_path: Path) -> None:
+    async with cluster(tmp_path, 2) as (found, registry, image):
+        frozen = await found.leader()
+        (other,) = [tracker for tracker in found.trackers if tracker is not frozen]
+
+        async def freeze() -> None:
+            frozen.process.send_signal(signal.SIGSTOP)
+            found.trackers.remove(frozen)
+            assert await found.leader() is other
+
+        await rollout(found, registry, image, at_25=freeze)
+        frozen.process.send_signal(signal.SIGCONT)
+        found.trackers.append(frozen)
+        assert await found.leader() is other  # and the one that hung follows
