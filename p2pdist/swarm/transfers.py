@@ -56,7 +56,8 @@ class Transfer:
     @property
     def delivering(self) -> bool:
         """Some source has delivered bytes for this blob or its rollout, and nothing says that they are wrong."""
-        return not self.doubted and (self.from_upstream > 0 or self.rollout.last_progress > 0)
+        doubtful = self.exchange is not None and self.exchange.doubted is not None  # mended perhaps, not proved yet
+        return not doubtful and (self.from_upstream > 0 or self.rollout.last_progress > 0)
 
     @property
     def doubted(self) -> bool:
