@@ -18,8 +18,10 @@ import jsonschema
 import kubernetes_validate
 import pytest
 from manifests import DIRECTORY, Document, container, containers, documents, find, read, rendered, resources, workloads
+from typer.testing import CliRunner
 
 from p2pdist.config import AgentConfig, load_agent
+from tracker.__main__ import cli as tracker_cli
 from tracker.config import TrackerSettings
 from tracker.config import load as load_tracker
 from tracker.enrol_kubernetes import KubernetesSettings
@@ -327,6 +329,17 @@ def test_the_init_container_has_containerd_ask_the_mirror_of_the_config_map(tmp_
     assert list(tomllib.loads(written.read_text())["host"]) == [f"http://127.0.0.1:{agent_config().mirror.port}"]
     assert stat.S_IMODE(written.stat().st_mode) == 0o644
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / "agent.toml", written]
+
+
+def test_the_readmes_command_makes_the_two_files_of_the_authoritys_secret(tmp_path: Path) -> None:
+    readme = (DIRECTORY / "README.md").read_text()
+    (command,) = re.findall(r"p2pdist-tracker (token create --data) \./(\S+) >/dev/null", readme)
+    done = CliRunner().invoke(tracker_cli, [*command[0].split(), str(tmp_path / command[1])])
+    assert done.exit_code == 0, done.output
+    for key, name in [("cert", "tls.crt"), ("key", "tls.key")]:
+        (path,) = re.findall(rf"--{key}=(\S+)", readme)
+        assert path.endswith(name)
+        assert (tmp_path / path).is_file()
 
 
 def test_the_programs_are_those_of_the_image() -> None:
