@@ -97,7 +97,8 @@ class Player:
         """How long the tracker takes for the smallest question, and how late this process itself is."""
         while True:
             due = time.perf_counter() + PROBE
-            self._agents[0].ping()
+            if self._agents and self._agents[0].welcomed.done():
+                self._agents[0].ping()
             await asyncio.sleep(PROBE)
             self._watch.driver_lag = max(self._watch.driver_lag, time.perf_counter() - due)
 
@@ -180,8 +181,8 @@ async def _play(plan: Plan, shared: MutableSequence[int], pipe: Connection) -> N
         background = []
         while (order := await loop.run_in_executor(None, pipe.recv)) != "end":
             if order == "connect":
-                await answer(player.connect)
                 background = [tasks.create_task(player.keep_alive()), tasks.create_task(player.probe())]
+                await answer(player.connect)
             elif order == "idle":
                 pipe.send(player.take_watch())
             else:
