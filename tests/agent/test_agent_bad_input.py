@@ -63,7 +63,7 @@ async def test_a_body_cut_by_the_upstream_is_resumed(tmp_path: Path) -> None:
 async def test_a_false_attestation_costs_bandwidth_but_no_wrong_byte(tmp_path: Path) -> None:
     """One node reads wrong bytes and attests them: every node ends with the right ones."""
     async with FakeRegistry() as registry, Fleet(tmp_path, registry) as fleet:
-        image = image_of(registry, 8 * MIB)
+        image = image_of(registry, 2 * MIB)
         nodes = [await fleet.start() for _ in range(3)]
         registry.fail(Corrupt(at=100), path=str(image.layers[0]), method="GET", times=1)
         await asyncio.gather(*(fleet.pull(node, image) for node in nodes))
