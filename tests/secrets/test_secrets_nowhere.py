@@ -360,8 +360,11 @@ async def test_no_secret_is_in_logs_answers_status_metrics_files_or_arguments(tm
             home = homes.get(str(path.relative_to(tmp_path)))
             hits = held.found(str(path), text)
             assert [hit for hit in hits if home is None or not hit.startswith(home)] == []
-            if path.suffix not in (".log",) and not path.is_socket():
-                assert home is None or path.stat().st_mode & 0o077 == 0
+        private = [data / "node.key", data / "rights.json", *(data / "tls").iterdir()]
+        private += [path for path, _ in [*files(data / "blobs"), *files(tmp_path / "tracker")]]
+        assert len(private) > 8
+        assert [str(path) for path in private if path.stat().st_mode & 0o077] == []
+        assert data.stat().st_mode & 0o077 == 0 and (data / "admin.sock").stat().st_mode & 0o077 == 0
 
 
 async def test_a_configuration_with_a_secret_in_the_wrong_place_is_refused_without_it(tmp_path: Path) -> None:
