@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import re
 import time
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
@@ -33,12 +32,13 @@ from tracker.enrol_kubernetes import ServiceAccounts
 from tracker.keys import cluster_key, derived_key
 from tracker.lag import Lag
 from tracker.leftovers import Leftovers
+from tracker.pages import Pages
 from tracker.replicas.dialling import PATH
 from tracker.replicas.election import Memory, replica_id
 from tracker.replicas.leading import Leading
 from tracker.replicas.replica import ThisReplica
 from tracker.replicas.wire import MAX_FRAME
-from tracker.report import Standing, metrics, status
+from tracker.report import Standing
 from tracker.scraping import MetricsServer
 from tracker.sessions import Members
 from tracker.state import State, open_configured
@@ -111,6 +111,7 @@ class RunningTracker:
             )
             self._desk = Desk(self.state, settings.preheat, self._now, self.replica.wake_orders)
             self.hooks = Webhooks(settings.hooks, self._desk)
+            self._pages = Pages(self._now, self.replica, self.visits, self.reach, self.book, self._lag, self._enrolment)
             runner = web.AppRunner(
                 self._application(),
                 handle_signals=False,
@@ -139,7 +140,7 @@ class RunningTracker:
             stack.push_async_callback(self.visits.close)
             self.port = listener.sockets[0].getsockname()[1]
             self.scraped = await stack.enter_async_context(
-                MetricsServer(settings.host, settings.metrics_port, self._render_metrics)
+                MetricsServer(settings.host, settings.metrics_port, self._pages.render_metrics)
             )
             await stack.enter_async_context(self.hooks)
             self.announce = await stack.enter_async_context(AnnounceServer(settings.announce, self._now))
@@ -166,7 +167,7 @@ class RunningTracker:
             self.replica.lead_alone()
             stack.push_async_callback(self.replica.leave)
             return
-        self.replica.memory.address = address_of(self.settings, self.port)
+        self.replica.memory.address = self.settings.state.reached_at(self.settings.host, self.port)
         task = self._scope.spawn(self.replica.run())
         stack.push_async_callback(_end, task)
         try:
@@ -231,56 +232,13 @@ class RunningTracker:
         self.hooks.routes(app)
         app.router.add_get("/v1/session", self._session)
         app.router.add_get(PATH, self._link)
-        app.router.add_get("/v1/status", self._status)
-        app.router.add_get("/healthz", self._health)
-        app.router.add_get("/metrics", self._metrics)
+        self._pages.routes(app)
         return app
-
-    # --- pages ---
 
     @property
     def standing(self) -> Standing:
         """This replica among the others."""
-        replica = self.replica
-        leads = replica.leading is not None
-        return Standing(
-            role="leads" if leads else "follows" if replica.follows else "looks for a leader",
-            leader="" if leads else replica.follows,
-            replicas=[branch.address for branch in replica.branches],
-            orphaned=replica.orphaned,
-            state_trouble=self.reach.trouble,
-            outages=self.reach.outages,
-            unwritten=self.book.unwritten,
-            sessions=len(self.visits),
-            nodes=self.visits.nodes,
-            lag=self._lag.most(self._loop.time()),
-            membership=self._enrolment.counts if self._enrolment is not None else None,
-        )
-
-    async def _health(self, request: web.Request) -> web.Response:
-        standing = self.standing
-        document = {
-            "status": "no replica leads" if standing.orphaned else "ok",
-            "version": __version__,
-            "nodes": standing.nodes,
-            "role": standing.role,
-            "state": "unreachable" if standing.state_trouble else "ok",
-        }
-        return web.json_response(document, status=503 if standing.orphaned else 200)
-
-    async def _status(self, request: web.Request) -> web.Response:
-        leading = self.leading
-        cluster = leading.cluster if leading is not None else None
-        names = {node: guest.name for node, guest in leading.guests.items()} if leading is not None else {}
-        return web.json_response(status(self._now(), cluster, names, self.visits.door.traffic, self.standing))
-
-    def _render_metrics(self) -> tuple[bytes, str]:
-        cluster = self.leading.cluster if self.leading is not None else None
-        return metrics(cluster, self.visits.door.traffic, self.standing)
-
-    async def _metrics(self, request: web.Request) -> web.Response:
-        body, content_type = self._render_metrics()
-        return web.Response(body=body, headers={"Content-Type": content_type})
+        return self._pages.standing
 
     # --- sessions ---
 
@@ -350,18 +308,6 @@ class RunningTracker:
         self.reach.answered()
         if changed and self.leading is not None:
             self.leading.judge()
-
-
-def address_of(settings: TrackerSettings, port: int) -> str:
-    """HOST:PORT at which other replicas reach this one. ConfigError if it can't be known."""
-    text = settings.state.address
-    if not text:
-        if settings.host in {"0.0.0.0", "::", ""}:
-            raise ConfigError("state.address: say at which HOST or HOST:PORT the other replicas reach this one")
-        text = settings.host
-    if text.count(":") > 1 and not text.startswith("["):
-        text = f"[{text}]"
-    return text if re.search(r"[^:\]]:\d+$|\]:\d+$", text) else f"{text}:{port}"
 
 
 async def _end(task: asyncio.Task[None]) -> None:

@@ -6,8 +6,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tracker.app import address_of
-from tracker.config import TrackerSettings
 from tracker.replicas.election import Memory, outranks, replica_id, same_keys
 from tracker.replicas.wire import Replica
 from tracker.state import StateSettings
@@ -42,8 +40,7 @@ def test_the_later_term_goes_on_and_the_lower_id_where_they_are_the_same() -> No
     ],
 )
 def test_where_a_replica_is_reached(host: str, address: str, reached_at: str) -> None:
-    settings = TrackerSettings(host=host, state=StateSettings(address=address))
-    assert address_of(settings, 7070) == reached_at
+    assert StateSettings(address=address).reached_at(host, 7070) == reached_at
 
 
 def memory(me: str, leader: str, *ids: str) -> Memory:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
+from p2pdist.errors import ConfigError
 from tracker.rules import option
 
 
@@ -25,3 +27,14 @@ class StateSettings:
         "",
         "HOST or HOST:PORT at which the other replicas reach this one; empty: where it listens, if that is one address",
     )
+
+    def reached_at(self, host: str, port: int) -> str:
+        """HOST:PORT at which the others reach a replica that listens at `host` and `port`. ConfigError: not known."""
+        text = self.address
+        if not text:
+            if host in {"0.0.0.0", "::", ""}:
+                raise ConfigError("state.address: say at which HOST or HOST:PORT the other replicas reach this one")
+            text = host
+        if text.count(":") > 1 and not text.startswith("["):
+            text = f"[{text}]"
+        return text if re.search(r"[^:\]]:\d+$|\]:\d+$", text) else f"{text}:{port}"
