@@ -156,6 +156,7 @@ class Jobs:
         self._online: dict[str, _Online] = {}
         self._running: dict[str, _Running] = {}
         self._ended: dict[str, Progress] = {}  # not written down yet
+        self._stops: dict[str, tuple[float, set[str]]] = {}  # ended jobs: when, and nodes that don't know it yet
 
     @property
     def running(self) -> int:
@@ -179,21 +180,20 @@ class Jobs:
             if running is None and job.id not in self._ended and job.id not in over:
                 progress = known.get(job.id) or Progress()
                 running = self._running[job.id] = _Running(job, progress, dirty=job.id not in known)
+                self._resume(now, running)
                 if not job.cancelled:
-                    self._resume(now, running, out)
+                    out += [(node, running.message) for node in map(bytes.fromhex, running.open & self._online.keys())]
+                    self._assign(now, running, self._online, out)
             if running is not None and job.cancelled:
                 self._end(now, running, "cancelled", out)
         return out
 
-    def _resume(self, now: float, one: _Running, out: Outbox) -> None:
+    def _resume(self, now: float, one: _Running) -> None:
         one.progress.nodes = dict(one.progress.nodes)
         for node, state in one.progress.nodes.items():
             if state.state not in FINAL:
                 one.open.add(node)
                 state.at = now
-                if node in self._online:
-                    out.append((bytes.fromhex(node), one.message))
-        self._assign(now, one, self._online, out)
 
     def _assign(self, now: float, one: _Running, among: Iterable[str], out: Outbox) -> None:
         """Give it to those of these nodes that should have it."""
@@ -217,6 +217,10 @@ class Jobs:
         """A node's session begins: it is told what it has to pull, again if it was told before."""
         out: Outbox = []
         self._online[node.hex()] = _Online(name, labels)
+        for number, (_, nodes) in self._stops.items():
+            if node.hex() in nodes:
+                nodes.discard(node.hex())
+                out.append((node, messages.CancelPreheat(number)))
         for one in self._running.values():
             if node.hex() in one.open:
                 one.progress.nodes[node.hex()].at = now
@@ -260,6 +264,7 @@ class Jobs:
     def tick(self, now: float) -> Outbox:
         """Give up nodes that are gone, fill their places, end what is done; about once a second."""
         out: Outbox = []
+        self._stops = {number: stop for number, stop in self._stops.items() if now - stop[0] < self._rules.gone_after}
         for one in list(self._running.values()):
             away = [node for node in one.open if node not in self._online]
             gone = [node for node in away if now - one.progress.nodes[node].at >= self._rules.gone_after]
@@ -268,9 +273,10 @@ class Jobs:
             if gone and one.wanted:
                 self._assign(now, one, self._online, out)
             if now - one.job.created >= self._rules.time:
-                for node in list(one.open):
+                late = set(one.open)
+                for node in late:
                     self._give_up(one, node, "failed", f"not done after {self._rules.time:g} s")
-                    out.append((bytes.fromhex(node), messages.CancelPreheat(one.job.id)))
+                one.open = late  # they are to stop
                 self._end(now, one, "failed", out)
             elif self._complete(one) and now - self._began >= self._rules.settle:
                 failed = any(node.state != "done" for node in one.progress.nodes.values())
@@ -288,9 +294,8 @@ class Jobs:
         return bool(nodes) and not one.open and sum(map(_counts, nodes.values())) >= one.wanted
 
     def _end(self, now: float, one: _Running, state: Literal["done", "failed", "cancelled"], out: Outbox) -> None:
-        for node in one.open:
-            if node in self._online:
-                out.append((bytes.fromhex(node), messages.CancelPreheat(one.job.id)))
+        self._stops[one.job.id] = now, {node for node in one.open if node not in self._online}
+        out += [(bytes.fromhex(node), messages.CancelPreheat(one.job.id)) for node in one.open if node in self._online]
         del self._running[one.job.id]
         progress = one.progress
         progress.state, progress.finished, progress.counts = state, now, _count(progress)

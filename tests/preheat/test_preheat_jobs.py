@@ -174,6 +174,30 @@ def test_a_cancelled_job_stops_the_nodes_that_are_not_done() -> None:
     assert asked(cluster.define()) == []
 
 
+def test_a_node_that_was_away_when_the_job_was_cancelled_is_told_when_it_comes_back() -> None:
+    cluster = Cluster()
+    cluster.connect(1, 2)
+    cluster.order()
+    cluster.disconnect(2)
+    assert cancelled(cluster.cancel("j1")) == [1]
+    assert cancelled(cluster.connect(2)) == [2]
+    cluster.disconnect(2)
+    assert cancelled(cluster.connect(2)) == []
+
+
+def test_another_leader_cancels_what_was_cancelled_while_nobody_led() -> None:
+    cluster = Cluster()
+    cluster.connect(1, 2)
+    cluster.order()
+    cluster.say(1, "done")
+    job = cluster.defined["j1"]
+    cluster.defined["j1"] = Job(job.id, job.order, job.created, cancelled=cluster.now)
+    cluster.another_leader()
+    said = cluster.connect(1, 2)
+    assert (cancelled(said), asked(said)) == ([2], [])
+    assert cluster.progress["j1"].state == "cancelled"
+
+
 def test_what_is_said_late_or_by_others_changes_nothing() -> None:
     cluster = Cluster()
     cluster.connect(1)
