@@ -137,7 +137,8 @@ class ThisReplica:
 
     def _lead(self, term: int) -> None:
         memory = self.memory
-        log.info("this replica leads", replica=memory.me, term=term)
+        if memory.address:  # there may be others
+            log.info("this replica leads", replica=memory.me, term=term)
         memory.hear(Replica(memory.me, memory.address), term)
         self._yielding, self.orphaned = False, False
         self.leading = self._begin()
@@ -148,7 +149,8 @@ class ThisReplica:
     def _resign(self, reason: str) -> None:
         leading, self.leading = self.leading, None
         if leading is not None:
-            log.info("this replica leads no more", replica=self.memory.me, reason=reason)
+            if self.memory.address:
+                log.info("this replica leads no more", replica=self.memory.me, reason=reason)
             leading.stop()
             if self._orders is not None:
                 self._orders.cancel()
