@@ -21,6 +21,7 @@ import multiprocessing
 import os
 import resource
 import secrets
+import signal
 import sys
 import tempfile
 import time
@@ -190,6 +191,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main() -> None:
     options = arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # trackers and drivers are to end with us
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     if options.agents + 100 > hard:
