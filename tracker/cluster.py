@@ -11,7 +11,8 @@ from p2pdist.protocol import messages
 from p2pdist.protocol.messages import FromAgent, PeerInfo
 from tracker.bans import Bans, Sentence, host_of
 from tracker.deny import DenyBook
-from tracker.jobs import Jobs, PreheatRules
+from tracker.jobs import Jobs
+from tracker.preheats import PreheatRules
 from tracker.rules import BanRules, ContentRules, SwarmRules
 from tracker.searches import Searches
 from tracker.small import Key, SmallContent

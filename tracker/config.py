@@ -21,7 +21,7 @@ import msgspec
 from p2pdist.errors import ConfigError
 from tracker.announce import AnnounceRules
 from tracker.enrol_kubernetes import KubernetesSettings
-from tracker.jobs import PreheatRules
+from tracker.preheats import PreheatRules
 from tracker.rules import BanRules, ContentRules, SwarmRules, option
 from tracker.state import StateSettings
 from tracker.webhooks import HookRules

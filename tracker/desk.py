@@ -19,8 +19,8 @@ import structlog
 from aiohttp import web
 
 from p2pdist.errors import InputError, OperationError, StorageError
-from tracker.jobs import Job, Order, PreheatRules, Progress, Summary
 from tracker.orders import JOBS, PROGRESS, read
+from tracker.preheats import Job, Order, PreheatRules, Progress, Summary
 from tracker.state import State
 
 log = structlog.get_logger()

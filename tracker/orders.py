@@ -16,7 +16,7 @@ import structlog
 from p2pdist.errors import StorageError
 from tracker.cluster import Cluster
 from tracker.deny import listed
-from tracker.jobs import Job, PreheatRules, Progress, Summary, outdated
+from tracker.preheats import Job, PreheatRules, Progress, Summary, outdated
 from tracker.state import State
 from tracker.timers import Outbox
 

@@ -24,7 +24,7 @@ from aiohttp import web
 from p2pdist.errors import ConfigError, InputError, OperationError, StorageError
 from p2pdist.oci import ImagePattern, Reference
 from tracker.desk import Desk, TooMany
-from tracker.jobs import Order
+from tracker.preheats import Order
 from tracker.rules import option
 
 PATHS = frozenset({"/v1/hooks/distribution", "/v1/hooks/harbor"})  # no certificate is asked for: a token is

@@ -22,7 +22,7 @@ from p2pdist.protocol import messages as wire
 from p2pdist.protocol.limits import MAX_DENIED
 from tracker import deny
 from tracker.deny import DenyBook
-from tracker.jobs import PreheatRules
+from tracker.preheats import PreheatRules
 
 MIB = 1 << 20
 WHY = "CVE-2026-1: runs as root"

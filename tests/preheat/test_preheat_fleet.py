@@ -17,7 +17,7 @@ from support.registry import BasicAuth, FakeRegistry, Hold, Image, Status, noise
 from p2pdist.config import NodeConfig, UpstreamConfig
 from p2pdist.oci import Digest
 from p2pdist.pki import JoinToken, Role
-from tracker.jobs import PreheatRules
+from tracker.preheats import PreheatRules
 from tracker.state import LocalState
 from tracker.tokens import Facts
 

@@ -9,7 +9,8 @@ import pytest
 
 from p2pdist.errors import InputError
 from p2pdist.protocol import messages as wire
-from tracker.jobs import Job, Jobs, Order, PreheatRules, Progress, checked_reference, outdated
+from tracker.jobs import Jobs
+from tracker.preheats import Job, Order, PreheatRules, Progress, checked_reference, outdated
 
 IMAGE = "docker.io/library/app:1"
 

@@ -13,7 +13,7 @@ from support.registry import FakeRegistry, noise
 
 from p2pdist.errors import ConfigError
 from p2pdist.oci import Digest
-from tracker.jobs import PreheatRules
+from tracker.preheats import PreheatRules
 from tracker.webhooks import HookRules, Rule, Webhooks, pushed_to_distribution, pushed_to_harbor
 
 TOKEN = "a-token-of-32-random-characters!"

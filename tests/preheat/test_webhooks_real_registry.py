@@ -19,7 +19,7 @@ from support.images import Image, make_image, noise
 
 from p2pdist.cli.demo.cluster import free_port
 from p2pdist.oci import Digest
-from tracker.jobs import PreheatRules
+from tracker.preheats import PreheatRules
 from tracker.webhooks import HookRules
 
 BINARY = shutil.which("docker-registry")

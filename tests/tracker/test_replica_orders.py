@@ -13,7 +13,7 @@ from p2pdist.oci import ImagePattern
 from p2pdist.protocol import messages as wire
 from tracker import deny
 from tracker.app import RunningTracker
-from tracker.jobs import PreheatRules
+from tracker.preheats import PreheatRules
 
 QUICK = {"preheat": PreheatRules(settle=0.0)}
 
