@@ -240,7 +240,9 @@ async def test_a_killed_tracker_process_is_left_at_once() -> None:
     assert took <= 8.0, took
 
 
-async def test_a_tracker_that_takes_no_connection_is_passed_by_though_it_comes_first() -> None:
+async def test_a_tracker_that_takes_no_connection_is_passed_by_though_it_comes_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """A black hole: the listen queue is full, and the kernel drops what knocks."""
     with sockets.socket() as hole:
         hole.bind(("127.0.0.1", 0))
@@ -253,11 +255,9 @@ async def test_a_tracker_that_takes_no_connection_is_passed_by_though_it_comes_f
             async with played() as tracker:
                 url = f"http://127.0.0.1:{hole.getsockname()[1]}"
                 key = await key_preferring(url, tracker.url)
-                before = time.monotonic()
+                monkeypatch.setattr(client_module, "CONNECT_TIMEOUT", 60.0)
                 async with running(url, tracker.url, key=key) as agent:
-                    await agent.hear(wire.Welcome)
-                    assert time.monotonic() - before <= 5.0
-                    assert agent.pauses == []  # not after a failed round: beside it
+                    await agent.hear(wire.Welcome)  # beside it, not after it
         finally:
             for one in waiting:
                 one.close()
@@ -289,10 +289,14 @@ async def test_a_tracker_that_only_hesitates_keeps_its_agents() -> None:
 
 async def test_only_one_of_two_slow_trackers_hears_who_the_node_is() -> None:
     """Two sessions of one node would push each other out where the trackers share their state."""
-    async with played() as one, played() as other, running(one.url, other.url) as agent:
-        await agent.hear(wire.Welcome)
-        await asyncio.sleep(0.05)
-        assert one.hellos + other.hellos == 1
+    async with played() as one, played() as other:
+        one.gate = other.gate = asyncio.Event()
+        async with running(one.url, other.url) as agent:
+            await until(lambda: len(one.sockets) == len(other.sockets) == 1)
+            one.gate.set()
+            await agent.hear(wire.Welcome)
+            await asyncio.sleep(0.05)
+            assert one.hellos + other.hellos == 1
 
 
 async def test_an_agent_goes_back_to_its_first_choice_when_nothing_is_under_way() -> None:

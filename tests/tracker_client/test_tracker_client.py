@@ -36,6 +36,7 @@ class Played:
         self.refusal = ""
         self.forged = False
         self.mute = False
+        self.gate: asyncio.Event | None = None  # before it says anything
         self.pings = 0
         self.url = ""
 
@@ -49,6 +50,8 @@ class Played:
         socket = web.WebSocketResponse(max_msg_size=limits.MAX_TRACKER_FRAME)
         await socket.prepare(request)
         self.sockets.append(socket)
+        if self.gate is not None:
+            await self.gate.wait()
         await socket.send_bytes(wire.encode([wire.Challenge(self.version, b"n" * 32)]))
         frame = await socket.receive()
         if frame.type is not WSMsgType.BINARY:
