@@ -247,3 +247,32 @@ async def test_a_ban_without_redis_is_in_force_at_once_outlives_the_leader_and_i
             while set(await Facts(state).bans()) != {bad.node}:
                 await asyncio.sleep(0.05)
         await state.close()
+
+
+async def test_an_order_taken_by_any_replica_reaches_the_agents_of_all(tmp_path: Path) -> None:
+    async with Replicas(tmp_path) as replicas:
+        leader, follower = await replicas.start(), await replicas.start()
+        agents = [await replicas.agent(leader), await replicas.agent(follower)]
+        async with replicas.http.post(follower.url + "/v1/jobs", json={"reference": f"{REGISTRY}/app:1"}) as answer:
+            job = await answer.json()
+            assert answer.status == 201
+        for agent in agents:
+            assert (await agent.hears(wire.Preheat)).id == job["id"]
+
+
+async def test_a_replica_that_reaches_no_leader_sends_its_agents_away_and_says_so(tmp_path: Path) -> None:
+    """The State names one, alive, that this replica can't reach: to lead too would read everything twice."""
+    async with Replicas(tmp_path) as replicas:
+        tracker = await replicas.start()
+        agent = await replicas.agent(tracker)
+        me = tracker.replica.memory.me
+        state = open_state(replicas.redis.url)
+        while (await state.lead(me[:17] + "far away", "127.0.0.1:1", 60.0)).owner == me:
+            await state.resign(me)
+        await until(lambda: tracker.replica.orphaned and not agent.client.connected)
+        status, document = await replicas.health(tracker)
+        assert status == 503 and document["status"] == "no replica leads"
+        await state.resign(me[:17] + "far away")
+        await state.close()
+        await until(lambda: tracker.leading is not None and agent.client.connected)
+        assert (await replicas.health(tracker))[0] == 200
