@@ -138,6 +138,8 @@ class DeskPages:
 
     async def _order(self, request: web.Request) -> web.Response:
         by = self._who(request)
+        if request.content_type != "application/json":  # of which a web page must ask first, and is not answered
+            return _error(415, "an order is application/json")
         try:
             order = msgspec.json.decode(await request.read(), type=Order)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

@@ -194,6 +194,15 @@ async def test_who_is_no_operator_orders_nothing(role: Role | None, status: int,
             await operator.ask(method, path, status, json={"reference": "app/a:1"})
 
 
+async def test_a_web_page_in_an_operators_browser_orders_nothing(tmp_path: Path) -> None:
+    async with FakeRegistry() as registry, Fleet(tmp_path, registry, insecure=True) as fleet:
+        operator = Operator(fleet)
+        for kind in ("text/plain", "application/x-www-form-urlencoded"):  # what it may send without asking
+            page = {"Content-Type": kind, "Origin": "https://evil.example"}
+            await operator.ask("POST", "/v1/jobs", 415, data=b'{"reference": "acme/app:1"}', headers=page)
+        assert await operator.ask("GET", "/v1/jobs") == {"jobs": []}
+
+
 def everything_in(path: Path) -> bytes:
     return b"".join(file.read_bytes() for file in path.rglob("*") if file.is_file())
 
