@@ -134,6 +134,9 @@ def _cluster_counts(cluster: Cluster) -> Iterator[tuple[str, str, float]]:
     yield "deaths", "Nodes voted dead", counters.deaths
     yield "gone", "Blobs that the upstream doesn't give", counters.gone
     yield "bans", "Nodes shut out", counters.banned
+    yield "lies_proved", "Signed lies that were proved", cluster.trials.proved
+    yield "accusations_unproved", "Accusations that were to be proved and weren't", cluster.trials.failed
+    yield "proof_bytes", "Bytes of blobs hashed as proof", cluster.trials.shown
     yield "over_quota", "What nodes wanted, held or asked beyond their share", counters.over_quota + content.over_quota
     yield "content_hits", "Questions answered without asking upstream", content.hits
     yield "content_fetched", "Answers brought from upstream", content.fetched

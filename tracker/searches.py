@@ -13,7 +13,7 @@ from p2pdist.protocol import messages
 from tracker.timers import Outbox, Timers
 
 PATIENCE = 10.0  # seconds that a search has, and ...
-LEAST_RATE = 4 * 1024 * 1024  # ... bytes a second: then another node searches as well
+LEAST_RATE = 1024 * 1024  # ... bytes a second: then another node searches as well
 LASTS = 30.0  # seconds for which what was found is told to those that doubt later
 MOST = 1024  # digests in doubt at once
 _Key = tuple[str, int, int]  # digest, size, chunk size

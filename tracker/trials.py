@@ -24,8 +24,9 @@ from tracker.timers import Outbox, Timers
 MOST_TRIALS = 4  # at once: each hashes what one accuser shows
 TRIALS_OF_ONE = 2  # accusers of one node that are heard at once: a friend of the liar's may be slow
 MOST_WAITING = 256  # accusations that wait for their turn
-PATIENCE = 10.0  # seconds for a piece
-LEAST_RATE = 2 * 1024 * 1024  # bytes a second: an accuser that shows the blob more slowly is not heard to the end
+PATIENCE = 15.0  # seconds for a piece
+LEAST_RATE = 128 * 1024  # bytes a second: an accuser that shows the blob more slowly is not heard to the end ...
+FAIR_RATE = 2 * 1024 * 1024  # ... and one more slowly than this only as long as no other waits
 
 
 class Proof(msgspec.Struct, frozen=True, array_like=True):
@@ -89,11 +90,13 @@ def _valid(cluster_key: bytes, digest: str, chunk_size: int, index: int, stateme
 class _Trial:
     """One accuser shows the blob. `offset`: bytes hashed so far."""
 
-    def __init__(self, accuser: bytes, charge: Convict, deadline: float) -> None:
+    def __init__(self, accuser: bytes, charge: Convict, now: float) -> None:
         digest = Digest.parse(charge.digest)
         self.accuser = accuser
+        self.accused = charge.statement.signer.node
         self.charge = charge
-        self.deadline = deadline
+        self.began = now
+        self.deadline = now + PATIENCE + charge.size / LEAST_RATE
         self.waits_until = 0.0
         self.offset = 0
         self.over = False
@@ -106,6 +109,11 @@ class _Trial:
     def wanted(self) -> int:
         """Bytes of the next piece; 0: it is whole."""
         return min(limits.PIECE_SHOWN, self.charge.size - self.offset)
+
+    def yields_to(self, other: Convict, now: float) -> bool:
+        """It had its fair time; or some of it, and the other one takes far less."""
+        had = now - self.began - PATIENCE
+        return had >= 0 and (had >= self.charge.size / FAIR_RATE or other.size <= self.charge.size / 2)
 
     def feed(self, data: bytes) -> None:
         """The next piece."""
@@ -180,6 +188,7 @@ class Trials:
         trial.feed(message.data)
         if trial.wanted:
             self._ask(now, trial, out)
+            self._next(now, out)  # perhaps it has had its time
             return
         proof = trial.proof()
         if proof is not None:
@@ -200,7 +209,7 @@ class Trials:
         """Nothing has to be proved of it any more."""
         for accused, accuser in [key for key in self._waiting if key[0] == node]:
             del self._waiting[accused, accuser]
-        for trial in [one for one in self._running.values() if one.charge.statement.signer.node == node]:
+        for trial in [one for one in self._running.values() if one.accused == node]:
             self._end(now, trial, out)
 
     def _proved(self, now: float, proof: Proof, out: Outbox) -> None:
@@ -213,14 +222,21 @@ class Trials:
         self._mute(now, accuser)
 
     def _next(self, now: float, out: Outbox) -> None:
-        for (accused, accuser), charge in list(self._waiting.items()):
-            if len(self._running) >= MOST_TRIALS:
-                return
-            same = sum(trial.charge.statement.signer.node == accused for trial in self._running.values())
-            if same >= TRIALS_OF_ONE or accuser in self._running:
+        """Those that wait, the smallest blob first; who had his time makes room, and begins again later."""
+        for (accused, accuser), charge in sorted(self._waiting.items(), key=lambda item: item[1].size):
+            if accuser in self._running:
                 continue
+            same = [trial for trial in self._running.values() if trial.accused == accused]
+            if len(same) >= TRIALS_OF_ONE or len(self._running) >= MOST_TRIALS:
+                rivals = same if len(same) >= TRIALS_OF_ONE else list(self._running.values())
+                longest = min(rivals, key=lambda trial: trial.began)
+                if not longest.yields_to(charge, now):
+                    continue
+                longest.over = True
+                del self._running[longest.accuser]
+                self._waiting[longest.accused, longest.accuser] = longest.charge
             del self._waiting[accused, accuser]
-            trial = _Trial(accuser, charge, now + PATIENCE + charge.size / LEAST_RATE)
+            trial = _Trial(accuser, charge, now)
             self._running[accuser] = trial
             self._ask(now, trial, out)
 
@@ -231,7 +247,8 @@ class Trials:
 
     def _late(self, trial: _Trial, asked: float, now: float, out: Outbox) -> None:
         if not trial.over and trial.waits_until == asked:
-            self._dismissed(now, trial.accuser)
+            if asked < trial.deadline:  # silent; else only slow
+                self._dismissed(now, trial.accuser)
             self._end(now, trial, out)
 
     def _end(self, now: float, trial: _Trial, out: Outbox) -> None:

@@ -32,8 +32,8 @@ from p2pdist.swarm.transfers import Transfer
 _log = structlog.get_logger("p2pdist.swarm")
 BAN = 600.0  # seconds that this node believes nothing of whom it caught; the tracker bans for longer, on proof
 _HINTS = 2  # times that what another node found is tried, before this one searches itself
-_PATIENCE = 15.0  # seconds to wait for a turn or a hint, and for the chunks of a hint ...
-_LEAST_RATE = 2 * 1024 * 1024  # ... and bytes a second
+_PATIENCE = 20.0  # seconds to wait for a turn or a hint, and for the chunks of a hint ...
+_LEAST_RATE = 1024 * 1024  # ... and bytes a second
 
 
 class Doubt:

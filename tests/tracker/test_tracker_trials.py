@@ -184,7 +184,28 @@ def test_a_drip_of_bytes_is_not_listened_to_for_ever() -> None:
         driver.later(PATIENCE - 1)
         pieces += 1
         said = driver.say(2, wire.Shown(name, asked[0][1].offset, b"\0" * asked[0][1].length))
-    assert pieces < 10
+    assert 10 < pieces < 70  # about 128 KiB a second: a slow link may be honest
+    assert driver.cluster.bans.admits(driver.now, node_id(2), node_id(3))
+
+
+def test_friends_of_a_liar_cannot_keep_others_from_proving_its_lie() -> None:
+    """They charge it with lies about huge blobs, and show those slowly."""
+    driver = Driver()
+    liar = Signer(driver)
+    driver.connect(2, 3, 4)
+    name = "sha256:" + "a" * 64
+    asked = {}
+    for number in (2, 3):
+        said = driver.say(number, wire.Convict(name, 1 << 31, 16 << 20, 0, liar.says(0, b"\0" * 32, name, 16 << 20)))
+        asked[number] = of(said, wire.Show)[0][1]
+    assert of(driver.say(4, charge(liar.says(7, b"\0" * 32))), wire.Show) == []
+    for _ in range(2):
+        driver.later(PATIENCE / 2 + 1)
+        for number, show_ in asked.items():
+            said = driver.say(number, wire.Shown(name, show_.offset, bytes(show_.length)))
+            asked |= {who: message for who, message in of(said, wire.Show) if who == number}
+    show(driver, 4, [(4, message) for message in driver.take(4, wire.Show)])
+    assert driver.cluster.banned(driver.now, liar.node) is not None
 
 
 def test_an_accuser_that_has_the_blob_no_more_or_leaves_makes_room_for_the_next() -> None:
