@@ -63,6 +63,12 @@ class Session:
         """A session is open."""
         return self.client is not None and self.client.connected
 
+    @property
+    def at(self) -> str:
+        """The URL, by address, of the tracker that it is with; empty: with none."""
+        place = self.client.place if self.client is not None else None
+        return place.base if place is not None else ""
+
     def send(self, message: wire.FromAgent) -> bool:
         """Queue a message; False while no session is open."""
         return self.client is not None and self.client.send(message)
@@ -237,6 +243,7 @@ class Agent:
                 "port": self._engine.port,
                 "engine": self._engine.name,
                 "links": len(self._engine.links()),
+                "requests_out": stats.requests_out,
                 "limits": {
                     "refused_connections": stats.refused_connections,
                     "slow_connections": stats.slow_connections,
@@ -248,6 +255,7 @@ class Agent:
             "tracker": {
                 "urls": list(self._config.tracker.urls),
                 "connected": self._session.connected,
+                "at": self._session.at,
                 "nodes": self._swarms.nodes,
             },
             "trust": self._trust_status(),
@@ -412,6 +420,8 @@ class _Metrics:
         yield GaugeMetricFamily("p2pdist_mirror_connections", "Connections of daemons", value=connections)
         for name, value in status["rights"].items():
             yield CounterMetricFamily(f"p2pdist_rights_{name}", f"Who may read: {name}", value=value)
+        requests = status["peer"]["requests_out"]
+        yield GaugeMetricFamily("p2pdist_peer_requests_out", "Chunks in flight to this node", value=requests)
         yield GaugeMetricFamily("p2pdist_links", "Peers with an open link", value=status["peer"]["links"])
         connected = float(status["tracker"]["connected"])
         yield GaugeMetricFamily("p2pdist_tracker_connected", "1 with a tracker session", value=connected)

@@ -100,6 +100,7 @@ class Downloads:
         for ask in asks:
             fetch = Fetch(ask, self._exchanges[ask.blob])
             self._fetches[ask.peer, ask.blob, ask.index] = fetch
+            self._stats.requests_out = len(self._fetches)
             idle = self._idle.get(ask.peer)
             while idle:
                 outbound = idle.pop()
@@ -146,6 +147,7 @@ class Downloads:
         if self._fetches.get(key) is not fetch:
             return False
         del self._fetches[key]
+        self._stats.requests_out = len(self._fetches)
         if fetch.receiver is not None:
             self._decide.downloads -= 1
         return True

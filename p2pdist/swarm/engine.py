@@ -28,6 +28,7 @@ class EngineStats:
     slow_connections: int = 0  # closed: no request came, or what was sent wasn't taken
     bad_requests: int = 0  # too large, or none that this port knows
     ended_certificates: int = 0  # links closed because the node's certificate had ended
+    requests_out: int = 0  # now: each is a chunk in flight to this node
 
 
 class Host(Protocol):

@@ -187,3 +187,23 @@ async def test_there_are_as_many_links_as_may_be_and_no_more(tmp_path: Path) -> 
         others[2].engine.link([hub.info])
         await until(lambda: not others[2].engine._near._dialling)
         assert len(hub.engine.links()) == 2 and others[2].engine.links() == []
+
+
+async def test_there_are_as_many_chunks_in_flight_as_may_be_and_none_in_the_end(tmp_path: Path) -> None:
+    members = Members()
+    most = 0
+    async with lab(tmp_path, members) as (one, _):
+        here, *others = [await one.node(name) for name in ("here", "a", "b", "c", "d", "e", "f", "g", "h")]
+        for other in others:
+            await one.seed(other, DATA, CHUNK)
+        exchange = await one.fetch(here, DATA, CHUNK)
+
+        def watch(*_: object) -> None:
+            nonlocal most
+            most = max(most, here.engine.stats.requests_out)
+
+        exchange.listeners.append(watch)
+        here.engine.link([other.info for other in others])
+        await until(lambda: exchange.have == exchange.full)
+        assert 1 < most <= Knobs().requests
+        await until(lambda: here.engine.stats.requests_out == 0)
