@@ -44,6 +44,7 @@ class GatewayEngine:
             slow_connections=mine.slow_connections + theirs.slow_connections,
             bad_requests=mine.bad_requests + theirs.bad_requests,
             ended_certificates=mine.ended_certificates + theirs.ended_certificates,
+            requests_out=mine.requests_out + theirs.requests_out,
         )
 
     @property
