@@ -371,6 +371,7 @@ async def test_a_tracker_that_goes_in_the_middle_of_a_rollout_costs_no_second_co
                 await until(lambda: sum(registry.bytes_sent(layer) for layer in image.layers) > 1 * MIB)
                 os.kill(first.pid, how)
             await until(lambda: second.cluster.size == 3)
+            assert {node.agent.status()["tracker"]["at"] for node in nodes} == {urls[1]}
             digest = str(image.layers[0])
             await until(lambda: len(second.cluster.swarms.state.holders.get(digest, ())) == 3)
         copies = sum(registry.bytes_sent(layer) for layer in image.layers) / (6 * MIB)
