@@ -1,9 +1,10 @@
 """Every chunk was proved and the whole digest is wrong: somebody attested what is not so. Who, and which chunks?
 
-The chunks that others attested are read again from upstream, one signer's after the other's; this node's own reads
-come last. As soon as a read differed from what was attested, the whole digest is tried again. Nobody is accused before
-it holds: only then is it certain which of two statements was the false one. No chunk is read again twice, so that this
-costs at most one more copy (docs/adr/0011).
+The chunks that others attested are read again from upstream: one of each signer first, which finds who lies often, then
+all of one signer after the other, those that were caught first; this node's own reads come last. As soon as a read
+differed from what was attested, the whole digest is tried again. Nobody is accused before it holds: only then is it
+certain which of two statements was the false one. No chunk is read again twice, so that this costs at most one more
+copy (docs/adr/0011).
 
 Where a tracker is there, one node at a time searches like that; the others are told which chunks it found false, and
 take them from it, unless the digest is wrong even so (docs/adr/0032).
@@ -12,8 +13,9 @@ take them from it, unless the digest is wrong even so (docs/adr/0032).
 from __future__ import annotations
 
 import asyncio
+import random
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import structlog
 
@@ -31,6 +33,8 @@ from p2pdist.swarm.transfers import Transfer
 
 _log = structlog.get_logger("p2pdist.swarm")
 BAN = 600.0  # seconds that this node believes nothing of whom it caught; the tracker bans for longer, on proof
+_SAMPLES = 64  # signers of which one chunk each is read first ...
+_SAVING = 4  # ... where they have so many chunks on average
 _HINTS = 2  # times that what another node found is tried, before this one searches itself
 _PATIENCE = 20.0  # seconds to wait for a turn or a hint, and for the chunks of a hint ...
 _LEAST_RATE = 1024 * 1024  # ... and bytes a second
@@ -48,7 +52,9 @@ class Doubt:
         clock: Callable[[], float],
         evidence: Evidence,
         join: Callable[[Transfer], None],
+        rng: random.Random | None = None,
     ) -> None:
+        self._rng = rng or random.Random()
         self._engine = engine
         self._attestor = attestor
         self._tracker = tracker
@@ -142,19 +148,38 @@ class Doubt:
     async def _search(self, transfer: Transfer, exchange: Exchange, store: Store, error: DigestMismatch) -> list[int]:
         """Read again until the digest holds; the chunks that came out different."""
         found: dict[int, bytes] = {}
-        missing = [index for index in range(exchange.count) if not exchange.have >> index & 1]  # a hint took them away
-        for indexes in ([missing] if missing else []) + suspects(exchange, self._attestor.node):
-            if not await self._differs(transfer, exchange, indexes, found):
+        done: set[int] = set()
+        for step in self._steps(exchange, found):
+            again = [index for index in step if index not in done]
+            done.update(again)
+            if not again or not await self._differs(transfer, exchange, again, found):
                 continue
             try:
                 await exchange.commit(store)
-            except DigestMismatch as again:
-                error = again
+            except DigestMismatch as mismatch:
+                error = mismatch
                 continue
             self._engine.add(exchange)
             self._tracker.send(wire.Done(exchange.name))  # before the others hear what to take from here
             return [index for index, sha256 in found.items() if sha256 != exchange.sha256(index)]
         raise error
+
+    def _steps(self, exchange: Exchange, found: dict[int, bytes]) -> Iterator[list[int]]:
+        """What to read again, each step once the one before it is read. `found`: the chunks that came out different."""
+        yield [index for index in range(exchange.count) if not exchange.have >> index & 1]  # a hint took them away
+        groups = suspects(exchange, self._attestor.node)
+        samples = self._samples(groups)
+        yield list(samples)
+        caught = {signer for index, signer in samples.items() if index in found}
+        for _, indexes in sorted(groups, key=lambda group: group[0] not in caught):
+            yield indexes
+
+    def _samples(self, groups: list[tuple[bytes, list[int]]]) -> dict[int, bytes]:
+        """One chunk of each other signer, and whose it is, where that is a saving: who lies often is found by it."""
+        others = [(signer, indexes) for signer, indexes in groups if signer != self._attestor.node][:_SAMPLES]
+        if len(others) < 2 or _SAVING * len(others) > sum(len(indexes) for _, indexes in others):
+            return {}
+        return {self._rng.choice(indexes): signer for signer, indexes in others}
 
     async def _differs(
         self, transfer: Transfer, exchange: Exchange, indexes: list[int], found: dict[int, bytes]
@@ -217,7 +242,7 @@ def attested_by(exchange: Exchange, node: bytes) -> list[int]:
     return [index for index, witness in witnesses if witness is not None and witness.signer.node == node]
 
 
-def suspects(exchange: Exchange, own: bytes) -> list[list[int]]:
+def suspects(exchange: Exchange, own: bytes) -> list[tuple[bytes, list[int]]]:
     """The chunks by who attested them: those already contradicted first, then whose are fewest, `own` reads last."""
     by_signer: dict[bytes, list[int]] = defaultdict(list)
     for index in range(exchange.count):
@@ -230,4 +255,4 @@ def suspects(exchange: Exchange, own: bytes) -> list[list[int]]:
     def rank(signer: bytes) -> tuple[bool, bool, int]:
         return signer == own, contradicted.isdisjoint(by_signer[signer]), len(by_signer[signer])
 
-    return [by_signer[signer] for signer in sorted(by_signer, key=rank)]
+    return [(signer, by_signer[signer]) for signer in sorted(by_signer, key=rank)]

@@ -309,3 +309,22 @@ def test_what_a_banned_node_attested_of_a_blob_on_its_way_is_taken_from_others(t
         assert script.registry.reads == [] and script.tracker.got(wire.Doubts) == []
 
     play(tmp_path, case)
+
+
+def test_who_lies_often_is_found_by_one_chunk_of_each_signer(tmp_path: Path) -> None:
+    async def case(script: Script) -> None:
+        data = random.Random(6).randbytes(60 * CHUNK)
+        members = [script.member() for _ in range(5)]
+        transfer = script.want(data)
+        exchange = await script.joined(transfer)
+        for index in range(60):  # the fourth has most chunks, and would be read last
+            member = index % 5 if index < 50 else 3
+            script.bring(exchange, b"\0" * len(data) if member == 3 else data, members[member], index)
+        await transfer.done
+        lies = {index for index in range(60) if index % 5 == 3 or index >= 50}
+        assert len(script.registry.chunks) <= len(lies) + 4
+        assert lies <= set(script.registry.chunks)
+        assert sorted(script.registry.chunks) == sorted(set(script.registry.chunks))
+        assert [one.statement.signer.node for one in script.tracker.got(wire.Convict)] == [members[3].node]
+
+    play(tmp_path, case)
