@@ -7,6 +7,7 @@ neighbour only: so one that answers 404 is dialled, and asked again.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 
 from p2pdist.errors import PeerError, ProtocolError, SignerRefused, StorageError
@@ -35,6 +36,7 @@ class Carrier:
         head: Callable[[], str],
         count: Callable[[int], None],
         refused: Callable[[Fetch, Exception], None],
+        banned: Callable[[bytes], bool],
         stall: float,
     ) -> None:
         self._connect = connect
@@ -42,6 +44,7 @@ class Carrier:
         self._head = head
         self._count = count
         self._refused = refused
+        self._banned = banned
         self._stall = stall
         self._idle: dict[bytes, list[Outbound]] = {}
 
@@ -52,6 +55,8 @@ class Carrier:
             PeerError: the source doesn't give it, or gives something else.
             StorageError: it can't be written.
         """
+        if self._banned(source.node):
+            raise PeerError("this node has banned it", peer=source.node.hex())
         for attempt in range(TRIES):
             if exchange.have >> index & 1:
                 return
@@ -59,9 +64,13 @@ class Carrier:
             answer = await self._ask(one, source)
             if answer is not None:
                 receiver = one.fetch.receiver
-                if receiver is not None and not receiver.hashed:
-                    await asyncio.get_running_loop().run_in_executor(None, receiver.hash_file)
-                self._prove(one, answer)
+                try:
+                    if receiver is not None and not receiver.hashed:
+                        await asyncio.get_running_loop().run_in_executor(None, receiver.hash_file)
+                    self._prove(one, answer)
+                finally:
+                    if receiver is not None:
+                        receiver.close()
                 return
             if one.absent and not attempt:
                 self._dial(source)
@@ -71,14 +80,17 @@ class Carrier:
     async def _ask(self, one: _One, source: PeerInfo) -> Head | None:
         """The answer's head, all bytes being in the receiver; None: put off."""
         idle = self._idle.get(source.node, [])
-        outbound = next((kept for kept in _taken(idle) if kept.usable), None) or Outbound(one)
+        kept = _usable(idle)
+        outbound = kept or Outbound(one)
         outbound.hand(one)
         try:
-            if not outbound.usable:
+            if kept is None:
                 await self._connect(outbound, source)
             outbound.request(one.fetch, self._head())
             return await self._answered(one)
         except (OSError, TimeoutError, ProtocolError, ValueError) as error:
+            if kept is not None and isinstance(error, ConnectionError) and one.fetch.receiver is None:
+                return None  # it was closed while nobody needed it: another one is opened
             raise PeerError(f"{error or type(error).__name__}", peer=source.node.hex()) from error
         finally:
             one.answer.cancel()
@@ -121,10 +133,14 @@ class Carrier:
         self._idle.clear()
 
 
-def _taken(idle: list[Outbound]) -> list[Outbound]:
-    taken = idle[-1:]
-    del idle[-1:]
-    return taken
+def _usable(idle: list[Outbound]) -> Outbound | None:
+    """A kept connection, if one can still be used; those that can't are dropped."""
+    while idle:
+        outbound = idle.pop()
+        if outbound.usable and outbound.ends > time.time():
+            return outbound
+        outbound.close()
+    return None
 
 
 class _One:

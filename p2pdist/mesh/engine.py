@@ -80,6 +80,7 @@ class MeshEngine:
             self._downloads.request_head,
             self._count_in,
             self.refused,
+            lambda node: self._near.is_banned(node, self._loop.time()),
             self._knobs.stall,
         )
 

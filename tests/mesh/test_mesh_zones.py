@@ -127,6 +127,24 @@ def test_a_source_that_gives_nothing_is_given_up_in_seconds(tmp_path: Path, how:
     run(tmp_path, main)
 
 
+def test_a_connection_that_was_closed_while_idle_costs_nothing(tmp_path: Path) -> None:
+    async def main(lab: Lab, network: MemoryNetwork) -> None:
+        a, b = [await lab.node(name) for name in ("one-a", "two-b")]
+        await lab.fetch(a, DATA, CHUNK)
+        exchange = await lab.fetch(b, DATA, CHUNK)
+        for index in range(3):
+            lab.give(a, DATA, index)
+        await carry(b, exchange, 0, a)
+        for pipe in list(network.host("one-a").pipes):
+            pipe.abort()  # and b does not know yet
+        await carry(b, exchange, 1, a)
+        await asyncio.sleep(1.0)
+        await carry(b, exchange, 2, a)
+        assert exchange.have == 0b111
+
+    run(tmp_path, main)
+
+
 def test_a_source_that_lies_is_banned_and_reported(tmp_path: Path) -> None:
     async def main(lab: Lab, network: MemoryNetwork) -> None:
         a, b = [await lab.node(name) for name in ("one-a", "two-b")]
@@ -137,6 +155,9 @@ def test_a_source_that_lies_is_banned_and_reported(tmp_path: Path) -> None:
         with pytest.raises(PeerError):
             await carry(b, exchange, 0, a)
         assert [(peer, index) for peer, index, _ in b.host.lied] == [(a.attestor.node, 0)]
+        lab.give(a, DATA, 1)
+        with pytest.raises(PeerError, match="banned"):
+            await carry(b, exchange, 1, a)
         assert not exchange.have
 
     run(tmp_path, main)
