@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +11,16 @@ from support.faults import Call
 from support.fleet import Fleet, Node, until
 from support.registry import FakeRegistry, Image, noise
 
+from p2pdist.config import NodeConfig
+
 MIB = 1 << 20
 
 
-async def start(fleet: Fleet, zone: str, **sections: Any) -> Node:
+async def start(fleet: Fleet, zone: str) -> Node:
     """An agent of that zone."""
-    node = await fleet.start(**sections)
-    config = replace(node.config, node=replace(node.config.node, labels=(f"zone={zone}",)), **sections)
-    await fleet.stop(node)
-    fleet.nodes.remove(node)
-    return await fleet.run(config)
+    name = f"node-{len(fleet.nodes) + 2}"
+    config = NodeConfig(name=name, data_dir=fleet.directory / name, shutdown_seconds=1.0, labels=(f"zone={zone}",))
+    return await fleet.start(name, node=config)
 
 
 def copies(registry: FakeRegistry, image: Image) -> float:
