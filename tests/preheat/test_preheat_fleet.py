@@ -14,7 +14,7 @@ from preheat_kit import Operator, until_async
 from support.fleet import Fleet, Node, until
 from support.registry import BasicAuth, FakeRegistry, Hold, Image, Status, noise
 
-from p2pdist.config import NodeConfig, UpstreamConfig
+from p2pdist.config import NodeConfig, TrustConfig, UpstreamConfig
 from p2pdist.oci import Digest
 from p2pdist.pki import JoinToken, Role
 from tracker.preheats import PreheatRules
@@ -158,6 +158,18 @@ async def test_a_node_that_cannot_get_the_image_says_why(tmp_path: Path) -> None
         operator = Operator(fleet)
         job = await operator.finished((await operator.order(f"{registry.name}/app/a:missing"))["id"])
         assert job["state"] == "failed" and "404" in job["nodes"][0]["error"]
+
+
+async def test_what_the_signature_policy_refuses_is_not_preheated(tmp_path: Path) -> None:
+    (tmp_path / "policy.json").write_text('{"default": [{"type": "reject"}]}')
+    trust = TrustConfig(enforcement="enforce", policy_file=tmp_path / "policy.json")
+    async with FakeRegistry() as registry, Fleet(tmp_path, registry, settings=QUICK) as fleet:
+        image = image_of(registry, "1", 200_000)
+        node = await fleet.start(trust=trust)
+        operator = Operator(fleet)
+        job = await operator.finished((await operator.order(f"{registry.name}/app/a:1"))["id"])
+        assert job["state"] == "failed" and "policy refuses" in job["nodes"][0]["error"]
+        assert node.agent._store.find(image.layers[0]) is None
 
 
 async def test_as_many_preheats_run_as_may(tmp_path: Path) -> None:
