@@ -103,12 +103,21 @@ class Retention:
         """Keep what `text` names, for so long (None: for ever). InputError, StorageError."""
         pattern = ImagePattern.parse(text)
         if len(self._keeps) >= MAX_KEEPS and pattern.text not in self._keeps:
-            raise InputError(f"{MAX_KEEPS} images and patterns are kept already; remove some first")
+            self._make_place()
         keep = Keep(pattern.text, 0.0 if seconds is None else self._clock() + seconds, origin)
         self._keeps[pattern.text] = pattern, keep
         await self._save()
         await self.look()
         return keep
+
+    def _make_place(self) -> None:
+        """What ends soonest of what is kept for a time gives way; what is kept for ever never does. InputError."""
+        ending = [keep for _, keep in self._keeps.values() if keep.until]
+        if not ending:
+            raise InputError(f"{MAX_KEEPS} images and patterns are kept already; remove some first")
+        soonest = min(ending, key=lambda keep: keep.until)
+        _log.warning("too much is kept: what ends soonest gives way", images=soonest.pattern, by=soonest.origin)
+        del self._keeps[soonest.pattern]
 
     async def remove(self, text: str) -> bool:
         """Keep it no longer; False: it wasn't in the list. InputError, StorageError."""

@@ -174,13 +174,20 @@ async def test_a_list_that_cannot_be_read_stops_the_start_instead_of_being_forgo
             pass
 
 
-async def test_more_is_not_kept_than_can_be_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("p2pdist.retention.MAX_KEEPS", 1)
+async def test_more_is_not_kept_than_can_be_listed_and_what_ends_soonest_gives_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("p2pdist.retention.MAX_KEEPS", 3)
     async with shop(tmp_path) as here:
         await here.retention.add("nginx:1")
-        await here.retention.add("nginx:1", 5.0)
+        await here.retention.add("nginx:2", 60.0, "preheat a")
+        await here.retention.add("nginx:3", 50.0, "preheat b")
+        await here.retention.add("nginx:4", 70.0, "preheat c")
+        await here.retention.add("nginx:5")
+        assert [row["pattern"][-1] for row in here.retention.listed()] == ["1", "4", "5"]
+        await here.retention.add("nginx:4")
         with pytest.raises(InputError, match="remove some"):
-            await here.retention.add("nginx:2")
+            await here.retention.add("nginx:6", 5.0)
 
 
 async def test_a_store_full_of_what_is_kept_says_so_and_takes_nothing_away(tmp_path: Path) -> None:
