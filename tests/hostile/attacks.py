@@ -111,7 +111,7 @@ def sent(address: tuple[str, int], context: ssl.SSLContext | None, name: str | N
         with stream:
             for piece in pieces:
                 stream.sendall(piece)
-            stream.settimeout(0.15)
+            stream.settimeout(0.1)
             while data := stream.recv(65536):
                 got += data
     return got

@@ -233,13 +233,15 @@ class Town:
             return list(pulls.map(one, agents or self.agents))
 
     def still_works(self) -> None:
-        """Every process is alive, and two nodes get an image that nobody has seen."""
+        """Every process is alive and unshaken, and two nodes get an image that nobody has seen."""
         self.upstream.rate = None
         self.made += 1
         tag = f"1-{self.made}"
         image = self.upstream.registry.add_image("app/a", tag, [noise(1 << 20, 1000 + self.made)])
         self.pull(image, tag, self.agents[:2])
         assert all(program.alive for program in self.programs)
+        for log in [self.directory / "log", *self.directory.glob("agent-*.log")]:
+            assert "Traceback" not in log.read_text(errors="replace"), log  # an error that nobody had thought of
 
     def close(self) -> None:
         with ThreadPoolExecutor(max(1, len(self.programs))) as stops:
