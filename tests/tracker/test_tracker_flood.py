@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -79,3 +80,17 @@ async def test_strangers_that_say_nothing_are_closed_and_keep_nobody_from_a_sess
         async with member(running) as another:
             await ping(another)
         assert await metric(running, "p2pdist_tracker_connections_crowded_total") >= 7
+
+
+async def test_strangers_have_their_share_of_connections_and_sessions_are_no_strangers() -> None:
+    async with tracker(max_strangers=3) as running, member(running) as agent, member(running) as another:
+        where = ("127.0.0.1", running.port)
+        held = [await asyncio.open_connection(*where) for _ in range(3)]
+        reader, writer = await asyncio.open_connection(*where)
+        with suppress(ConnectionError):
+            assert await asyncio.wait_for(reader.read(), 5.0) == b""
+        assert running.visits.door.traffic.crowded == 1
+        for one in (agent, another):
+            await ping(one)
+        for _, each in [*held, (reader, writer)]:
+            each.close()
