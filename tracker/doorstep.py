@@ -14,9 +14,9 @@ from aiohttp import web
 
 from tracker.sessions import Traffic
 
-HANDSHAKE = 10.0  # seconds for TLS
-PATIENCE = 10.0  # seconds for the head of the first request
-STAY = 60.0  # seconds after which a connection that asked for no WebSocket is closed, whatever it does
+HANDSHAKE = 30.0  # seconds for TLS: five hundred nodes may enrol at once
+PATIENCE = 30.0  # seconds for the head of the first request
+STAY = 120.0  # seconds after which a connection that asked for no WebSocket is closed, whatever it does
 KEEP_ALIVE = 30.0  # seconds that it may be idle
 MAX_HEAD = 64 * 1024  # bytes
 
