@@ -71,7 +71,7 @@ class TrackerSettings:
         10.0, "seconds that the tracker may be behind with listening before the agent's session is dropped"
     )
     max_strangers: int = option(
-        4096, "connections at once that are no agent's session (health, metrics, enrolment, whoever says nothing)"
+        16_384, "connections at once that are no agent's session (health, metrics, enrolment, whoever says nothing)"
     )
     membership_time: float = option(
         86_400.0, "seconds for which a membership is signed; renewed at half of it", least=60
