@@ -145,7 +145,7 @@ class DenyList:
                 if raw != written:
                     await asyncio.to_thread(write_secret, self._file, raw)
                     written = raw
-            except StorageError as error:  # it is refused all the same
+            except (StorageError, InputError) as error:  # it is refused all the same
                 _log.error("the deny list is in force, but not on disk or what it denies still is", error=str(error))
             await asyncio.sleep(SETTLE)
 

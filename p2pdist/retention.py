@@ -168,15 +168,16 @@ class Retention:
         for text in ended:
             del self._keeps[text]
         try:
-            nodes = await self._catalogue.refresh()
             if ended:
                 await self._save()
-        except StorageError as error:
-            _log.warning("what is to be kept stays as it was", error=str(error))
+            nodes = await self._catalogue.refresh()
+            tags = self._store.tags()  # nothing is waited for from here on: no manifest passes in between
+            companions = signed_by(nodes, tags)
+            told = closure(nodes, companions, kept_roots(self._patterns(), tags, self._store.noted()))
+        except (StorageError, InputError) as error:  # InputError: the index holds what is no digest
+            _log.error("what is kept stays as it was", error=str(error))
             return
-        tags = self._store.tags()
-        self._companions = signed_by(nodes, tags)
-        self._told = closure(nodes, self._companions, kept_roots(self._patterns(), tags, self._store.noted()))
+        self._told, self._companions = told, companions
         self._keep(nodes)
 
     def _keep(self, nodes: Mapping[Digest, Node]) -> None:
