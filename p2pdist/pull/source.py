@@ -9,6 +9,7 @@ from collections.abc import Callable
 from p2pdist.errors import UpstreamInvalid
 from p2pdist.oci import Digest, Repository, parse_manifest
 from p2pdist.pull.cluster import Cluster, SharedContent
+from p2pdist.pull.flights import Flights
 from p2pdist.pull.handle import Handle
 from p2pdist.pull.listings import Listings
 from p2pdist.pull.manifests import FoundManifest, Manifests
@@ -50,6 +51,7 @@ class Pull:
         quick = SharedContent(cluster, settings.rights_ask_seconds)
         self.rights = Rights(upstreams, quick, self._scope, settings, clock)
         self._members: OrderedDict[tuple[Repository, Digest], int] = OrderedDict()
+        self._asking: Flights[int] = Flights(self._scope)
         self._manifests = Manifests(
             store,
             upstreams,
@@ -121,7 +123,10 @@ class Pull:
             await self.rights.admit_blob(repository, digest, authorization)
         await self.gate.revive_blob(repository, digest, authorization=authorization)
         self.gate.admit_blob(repository, digest)
-        return size if size is not None else await self._ask_size(repository, digest, authorization)
+        if size is not None:
+            return size
+        key = f"{repository}@{digest} {authorization or ''}"
+        return await self._asking.join(key, lambda: self._ask_size(repository, digest, authorization))
 
     def _size(self, repository: Repository, digest: Digest) -> int | None:
         """The size of a blob that is known to be of this repository.

@@ -176,6 +176,18 @@ def test_a_stored_blob_of_another_repository_is_asked_for_upstream(tmp_path: Pat
     play(tmp_path, case, connected=False)
 
 
+def test_however_many_ask_for_a_blob_of_no_known_manifest_the_upstream_is_asked_once_per_credential(
+    tmp_path: Path,
+) -> None:
+    async def case(script: Script) -> None:
+        digest = script.image(SMALL).layers[0]
+        asking = [script.pull.blob_info(REPOSITORY, digest, authorization=who) for who in (None, ALICE) * 50]
+        assert set(await asyncio.gather(*asking)) == {len(SMALL)}
+        assert script.registry.asked == [str(digest)] * 2
+
+    play(tmp_path, case)
+
+
 def test_who_waits_for_anothers_question_is_not_told_that_its_own_manifest_is_missing(tmp_path: Path) -> None:
     async def case(script: Script) -> None:
         image = script.image(SMALL)
