@@ -15,6 +15,7 @@ class BanBook:
         self._known: dict[bytes, Ban] = {}
         self._unwritten: dict[bytes, tuple[Ban, bool]] = {}  # and whether it replaces what others wrote
         self._version: int | None = None
+        self._mark: bytes | None = None
         self.noted = asyncio.Event()  # something waits to be written
 
     @property
@@ -54,12 +55,19 @@ class BanBook:
     async def sync(self, version: int) -> bool:
         """Write what waits, and read what others wrote. `version`: the State's; True: something may have changed.
 
+        A State that has lost its data is told again: who was shut out stays out.
+
         Raises:
             StorageError: the State can't be reached; what is known stays in force.
         """
         wrote = await self._write()
         if version == self._version and not wrote:
             return False
+        mark = await self._facts.mark()
+        if self._mark is not None and mark != self._mark:
+            self._unwritten = {node: (ban, False) for node, ban in self._known.items()} | self._unwritten
+            await self._write()
+        self._mark = mark
         found = await self._facts.bans()
         self._known = found | {node: ban for node, (ban, _) in self._unwritten.items()}  # what was decided meanwhile
         self._version = version

@@ -1,7 +1,8 @@
 """What a tracker must not forget: join tokens (hashed), who came in with them, and who is shut out.
 
 Tables of the State: `tokens` (a token by its hash), `enrolled HASH` (who came in, where a token lets in any number),
-`bans` (a ban by its node). Replicas and command lines change them at the same time; each change is one step.
+`bans` (a ban by its node), `mark` (see `Facts.mark`). Replicas and command lines change them at the same time; each
+change is one step.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from p2pdist.pki import JoinToken, hash_secret
 from tracker.state import State
 
 FOREVER = 2.0**40  # Unix seconds: beyond every certificate
-TOKENS, BANS = "tokens", "bans"
+TOKENS, BANS, MARK = "tokens", "bans", "mark"
 _SHORT = 16  # bytes of a node's hash in a token's record: nobody finds a second key with the same ones
 
 
@@ -115,6 +116,14 @@ class Facts:
                 return token.labels
 
     # --- bans ---
+
+    async def mark(self) -> bytes:
+        """What this State was given when it was new: another one means that everything in it was lost."""
+        while True:
+            found = await self._state.get(MARK, MARK)
+            if found is not None:
+                return found
+            await self._state.create(MARK, MARK, secrets.token_bytes(16))
 
     async def bans(self) -> dict[bytes, Ban]:
         """Those in force."""

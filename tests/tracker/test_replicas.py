@@ -13,7 +13,7 @@ from tracker_driver import REGISTRY, digest
 
 from p2pdist.errors import ConfigError
 from p2pdist.protocol import messages as wire
-from tracker.state import StateSettings, open_state
+from tracker.state import State, StateSettings, open_state
 from tracker.tokens import Ban, Facts
 
 SIZE = 32 * 2**20
@@ -21,6 +21,13 @@ SIZE = 32 * 2**20
 
 def join(*names: str) -> wire.Join:
     return wire.Join(digest("image"), REGISTRY, [wire.Want(digest(name), SIZE) for name in names])
+
+
+async def written(state: State, node: bytes) -> None:
+    """Wait until the node's ban, and no other, is written down."""
+    async with asyncio.timeout(30):
+        while set(await Facts(state).bans()) != {node}:
+            await asyncio.sleep(0.05)
 
 
 async def test_agents_of_two_replicas_are_in_one_swarm_and_no_chunk_is_leased_twice(tmp_path: Path) -> None:
@@ -104,6 +111,11 @@ async def test_without_redis_links_stay_health_says_so_and_all_recovers_by_itsel
     async with Replicas(tmp_path) as replicas:
         leader, follower = await replicas.start(), await replicas.start()
         here, there = await replicas.agent(leader), await replicas.agent(follower)
+        banned = b"b" * 32
+        state = open_state(replicas.redis.url)
+        await Facts(state).ban(Ban(banned, time.time() + 600, "test"))
+        await state.close()
+        await until(lambda: leader.book.until(time.time(), banned) and follower.book.until(time.time(), banned))
         replicas.redis.kill()
         await until(lambda: leader.reach.trouble and follower.reach.trouble)
         for tracker, role in ((leader, "leads"), (follower, "follows")):
@@ -119,6 +131,8 @@ async def test_without_redis_links_stay_health_says_so_and_all_recovers_by_itsel
         await until(lambda: not leader.reach.trouble and not follower.reach.trouble)
         assert (await replicas.health(follower))[1]["state"] == "ok"
         assert await replicas.settled() is leader  # who led goes on, though Redis has forgotten it
+        await written(leader.state, banned)  # and so does a ban
+        assert leader.leading.cluster.banned(time.time(), banned) and follower.book.until(time.time(), banned)
         assert len(there.got(wire.Welcome)) == 1
 
 
@@ -243,9 +257,7 @@ async def test_a_ban_without_redis_is_in_force_at_once_outlives_the_leader_and_i
         assert follower.leading.cluster.banned(time.time(), bad.node) is not None
         replicas.redis.start()
         state = open_state(replicas.redis.url)
-        async with asyncio.timeout(30):
-            while set(await Facts(state).bans()) != {bad.node}:
-                await asyncio.sleep(0.05)
+        await written(state, bad.node)
         await state.close()
 
 

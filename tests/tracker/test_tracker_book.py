@@ -68,3 +68,22 @@ async def test_a_ban_that_was_lifted_by_others_is_over(state: LocalState) -> Non
     book.hear(0.0, NODE, 100)
     book.hear(50.0, NODE, 50)  # the leader lets it in again
     assert book.until(0.0, NODE) is None and book.unwritten == 0
+
+
+async def test_a_state_that_lost_its_data_is_told_again_who_is_shut_out(state: LocalState) -> None:
+    facts = Facts(state)
+    books = [BanBook(facts), BanBook(facts)]
+    books[0].note(VOTED)
+    for book in books:
+        await book.sync(await state.version())
+    for table in ("bans", "mark"):
+        for key in await state.all(table):
+            await state.remove(table, key)
+    for book in books:
+        await book.sync(await state.version())
+        assert book.until(50.0, NODE) == 100.5
+    assert await facts.bans() == {NODE: VOTED}
+    await facts.lift(NODE)  # and that is no loss
+    for book in books:
+        await book.sync(await state.version())
+        assert book.until(50.0, NODE) is None
