@@ -198,7 +198,7 @@ class Rollout:
     def _sample(self, begin: float, before: _Moment) -> Sample:
         links = self.lab.network.counters()
         received = [links[host.name][1] - before.links[host.name][1] for host in self.hosts.values()]
-        crossed = links["wan1"][1] - before.links["wan1"][1] if self.site_link is not None else 0
+        crossed = links["wan2"][0] - before.links["wan2"][0] if self.site_link is not None else 0
         return Sample(time.time() - begin, received, links["registry"][0] - before.links["registry"][0], crossed)
 
     # --- afterwards ----------------------------------------------------------------------------------------------
@@ -216,7 +216,7 @@ class Rollout:
         if self.site_link is None or self.s.sites is None:
             return None
         crossed = [(sample.second, sample.crossed) for sample in progress]
-        back = self.site_link.crossed()[1] - before.links["wan2"][1]
+        back = self.site_link.crossed()[1] - before.links["wan1"][0]
         if self.flow is None:
             return trunk(self.s.sites, self.s.size, crossed, back)
         arrived = self.flow.arrived()

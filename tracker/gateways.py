@@ -19,6 +19,7 @@ from tracker.model import Node, State, Swarm
 from tracker.timers import Outbox
 
 AWAITED = 5.0  # seconds after which a site is no longer expected to have a gateway in a swarm
+_KNOWN = 2  # gateways of each other site that a gateway knows before there is something to carry
 _LOOKED_AT = 64  # possible gateways of a site
 
 
@@ -30,13 +31,23 @@ def place(labels: Mapping[str, str]) -> tuple[str, int, bool]:
     return site, port if site and port <= 65535 else 0, labels.get(names.UPSTREAM) != names.FAR
 
 
+def connected(state: State, node: Node, out: Outbox) -> None:
+    """A possible gateway's session begins: it and a few of other sites keep a link, which knows the empty way."""
+    for site, nodes in state.sites.items():
+        if site != node.site:
+            for peer in islice(nodes, _KNOWN):
+                out.append((node.id, messages.Neighbours([at_gateway(peer)])))
+                out.append((peer.id, messages.Neighbours([at_gateway(node)])))
+    state.sites.setdefault(node.site, {})[node] = None
+
+
 def came(swarm: Swarm, node: Node, out: Outbox) -> None:
     """A live node takes part or has the blob."""
     if node.gateway and node.site not in swarm.gateways:
         swarm.gateways[node.site] = node
         for peer, info in across(swarm, node):  # both are told: one of them may not be able to reach the other
             out.append((node.id, messages.Neighbours([info])))
-            out.append((peer.id, messages.Neighbours([at_gateway(node)])))
+            out.append((peer.id, messages.Neighbours([at_gateway(node, swarm.digest)])))
 
 
 def left(state: State, swarm: Swarm, node: Node, out: Outbox) -> None:
@@ -81,7 +92,7 @@ def meet(swarm: Swarm, node: Node, peer: Node) -> PeerInfo | None:
         return peer.peer
     if node.site in swarm.gateways and peer.site in swarm.gateways:
         both = swarm.gateways[node.site] is node and swarm.gateways[peer.site] is peer
-        return at_gateway(peer) if both else None
+        return at_gateway(peer, swarm.digest) if both else None
     expected = all(site in swarm.gateways or site in swarm.awaited for site in (node.site, peer.site))
     return None if expected else peer.peer
 
@@ -90,9 +101,14 @@ def _no_longer_awaited(swarm: Swarm, now: float, out: Outbox) -> None:
     swarm.awaited = frozenset()
 
 
-def at_gateway(node: Node) -> PeerInfo:
-    """Where other sites reach it."""
-    return PeerInfo(node.id, node.peer.host, node.gateway, node.site)
+def at_gateway(node: Node, blob: str = "") -> PeerInfo:
+    """Where other sites reach it, to carry a blob or to be known."""
+    return PeerInfo(node.id, node.peer.host, node.gateway, node.site, blob=blob)
+
+
+def brought_to(swarm: Swarm, node: Node) -> bool:
+    """Whether its site's gateway brings the node what other sites have: it lacks that for as long as the link takes."""
+    return len(swarm.gateways) > 1 and node.site in swarm.gateways and swarm.gateways[node.site] is not node
 
 
 def across(swarm: Swarm, node: Node) -> Iterator[tuple[Node, PeerInfo]]:

@@ -23,9 +23,8 @@ def pick(state: State, node: Node, swarms: Sequence[Swarm], count: int) -> list[
             _draw(state, node, swarm, min(most, count - len(chosen)), chosen)
         if share >= count:
             break
-    across = {peer: info for swarm in swarms for peer, info in gateways.across(swarm, node)}
     links = _other_zones(state, swarms) if any(swarm.apart for swarm in swarms) else {}
-    near = list((across | chosen).values())
+    near = list(chosen.values())
     return near[: count - len(links)] + list(links.values()) if links else near
 
 

@@ -82,6 +82,7 @@ class Rescue:
         """
         swarm = seat.swarm
         known = swarm.known()
+        carried = gateways.brought_to(swarm, seat.node)
         orphans = 0
         sources: dict[Node, None] = {}
         for index in wanted:
@@ -92,7 +93,7 @@ class Rescue:
             if lease is not None:
                 if lease.seat is not seat and self._late(now, lease):
                     self._seats.leases.overdue(now, lease, out)
-            elif not known & bit or self._missed_again(now, seat, index):
+            elif not known & bit or (not carried and self._missed_again(now, seat, index)):
                 orphans |= bit
             else:
                 source = swarm.source.get(index)
@@ -134,7 +135,10 @@ class Rescue:
             swarm.missed[index] = (now, seat.node)
             return False
         when, who = first
-        if now - when < self._rules.miss_again or (who is seat.node and swarm.crowd() > 2):
+        sole = (
+            len(swarm.gateways) > 1 and swarm.gateways.get(seat.node.site) is seat.node
+        )  # who else of its site could say?
+        if now - when < self._rules.miss_again or (who is seat.node and swarm.crowd() > 2 and not sole):
             return False
         del swarm.missed[index]
         return True

@@ -69,7 +69,7 @@ class Swarms:
         node = Node(structs.replace(peer, zone=zone) if zone else peer, address, *gateways.place(labels), zone)
         self._state.nodes[peer.node] = node
         if node.gateway:
-            self._state.sites.setdefault(node.site, {})[node] = None
+            gateways.connected(self._state, node, out)
         return out
 
     def disconnected(self, now: float, node_id: bytes) -> Outbox:
@@ -143,7 +143,8 @@ class Swarms:
         seat = self._seat(node, message.digest)
         if node is None or seat is None:
             return []
-        peers = neighbours.pick(self._state, node, [seat.swarm], message.count)
+        peers = [info for _, info in gateways.across(seat.swarm, node)]
+        peers += neighbours.pick(self._state, node, [seat.swarm], message.count)
         return [(node.id, messages.Neighbours(peers))]
 
     def leave(self, now: float, node_id: bytes, message: messages.Leave) -> Outbox:

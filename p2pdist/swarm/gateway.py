@@ -7,6 +7,7 @@ the inner engine's business: it knows the site.
 
 from __future__ import annotations
 
+import asyncio
 from collections import OrderedDict
 from collections.abc import Iterable
 
@@ -14,6 +15,8 @@ from p2pdist.protocol.messages import PeerInfo
 from p2pdist.swarm.engine import Engine, EngineStats, Host
 from p2pdist.swarm.exchange import Exchange
 
+_CARRIED = 4096  # blobs
+_PATIENCE = 5.0  # seconds without a byte from other sites after which they bring nothing
 _SITES = 1024  # gateways whose site is remembered
 _ANOTHER = "another site"
 
@@ -27,6 +30,10 @@ class GatewayEngine:
         self.name = f"{inner.name}+{outer.name}"
         self.discovery = inner.discovery
         self._sites: OrderedDict[bytes, str] = OrderedDict()  # of gateways that this node was told about
+        self._carried: OrderedDict[str, None] = OrderedDict()  # blobs for which it is its site's gateway
+        self._wanted: OrderedDict[str, tuple[int, int]] = OrderedDict()
+        self._exchanges: dict[str, Exchange] = {}
+        self._brought = (0.0, 0)  # when the outer engine was last seen to bring something, and what it had brought
 
     @property
     def stats(self) -> EngineStats:
@@ -54,9 +61,11 @@ class GatewayEngine:
 
     async def start(self, host: Host) -> None:
         """Listen; ready when it returns."""
-        await self.inner.start(host)
+        self._host = host
+        self._loop = asyncio.get_running_loop()
+        await self.inner.start(_Inside(host, self))
         try:
-            await self.outer.start(_Outside(host, self.outer))
+            await self.outer.start(_Outside(host, self))
         except BaseException:
             await self.inner.stop()
             raise
@@ -69,12 +78,16 @@ class GatewayEngine:
             await self.inner.stop()
 
     def add(self, exchange: Exchange) -> None:
-        """Take part in this blob's swarm, on both sides."""
+        """Take part in this blob's swarm: on both sides where this node is the gateway for it."""
+        self._exchanges[exchange.name] = exchange
         self.inner.add(exchange)
-        self.outer.add(exchange)
+        if exchange.name in self._carried:
+            self.outer.add(exchange)
 
     def remove(self, exchange: Exchange) -> None:
         """Leave it."""
+        if self._exchanges.get(exchange.name) is exchange:
+            del self._exchanges[exchange.name]
         self.inner.remove(exchange)
         self.outer.remove(exchange)
 
@@ -86,12 +99,44 @@ class GatewayEngine:
             if peer.site:
                 self._sites[peer.node] = peer.site
                 outside.append(peer)
+                if peer.blob:
+                    self._carry(peer.blob)
             else:
                 inside.append(peer)
         while len(self._sites) > _SITES:
             self._sites.popitem(last=False)
         self.inner.link(inside)
         self.outer.link(outside)
+
+    def _carry(self, blob: str) -> None:
+        if blob in self._carried:
+            return
+        self._carried[blob] = None
+        while len(self._carried) > _CARRIED:
+            self._carried.popitem(last=False)
+        exchange = self._exchanges.get(blob)
+        wanted = self._wanted.pop(blob, None)
+        if exchange is not None:
+            self.outer.add(exchange)
+        elif wanted is not None:
+            self._host.wanted_by_peer(blob, *wanted)
+
+    def wanted_early(self, blob: str, size: int, chunk_size: int) -> None:
+        """Another site's gateway wants a blob before the tracker has said that this node is to carry it."""
+        self._wanted[blob] = (size, chunk_size)
+        while len(self._wanted) > _CARRIED:
+            self._wanted.popitem(last=False)
+
+    def brings(self, exchange: Exchange) -> bool:
+        """Whether chunks of the blob come from another site: what nobody near has is on its way."""
+        now, count = self._loop.time(), self.outer.stats.bytes_in
+        if count != self._brought[1]:
+            self._brought = (now, count)
+        return exchange.name in self._carried and bool(self.outer.links()) and now - self._brought[0] < _PATIENCE
+
+    def carries(self, blob: str) -> bool:
+        """Whether this node is its site's gateway for the blob, as far as it was told."""
+        return blob in self._carried
 
     def site_of(self, node: bytes) -> str | None:
         """The other site that a gateway is in ("another site" where it said nothing); None: it is in this one."""
@@ -131,10 +176,10 @@ class GatewayEngine:
         self.inner.orphaned(nodes)
 
 
-class _Outside:
-    """The host, as the outer engine sees it."""
+class _Inside:
+    """The host, as the inner engine sees it."""
 
-    def __init__(self, host: Host, engine: Engine) -> None:
+    def __init__(self, host: Host, engine: GatewayEngine) -> None:
         self._host = host
         self._engine = engine
 
@@ -148,11 +193,41 @@ class _Outside:
         self._host.peer_lied(peer, exchange, index, why)
 
     def chunks_missing(self, exchange: Exchange, indexes: list[int]) -> None:
+        if not self._engine.brings(exchange):
+            self._host.chunks_missing(exchange, indexes)
+
+    def neighbours_wanted(self, count: int) -> None:
+        self._host.neighbours_wanted(count)
+
+    def read_alone(self, exchange: Exchange, index: int) -> None:
+        self._host.read_alone(exchange, index)
+
+
+class _Outside:
+    """The host, as the outer engine sees it."""
+
+    def __init__(self, host: Host, engine: GatewayEngine) -> None:
+        self._host = host
+        self._engine = engine
+
+    def wanted_by_peer(self, digest: str, size: int, chunk_size: int) -> None:
+        if self._engine.carries(digest):
+            self._host.wanted_by_peer(digest, size, chunk_size)
+        else:
+            self._engine.wanted_early(digest, size, chunk_size)
+
+    def peer_dead(self, peer: bytes) -> None:
+        self._host.peer_dead(peer)
+
+    def peer_lied(self, peer: bytes, exchange: Exchange, index: int, why: str) -> None:
+        self._host.peer_lied(peer, exchange, index, why)
+
+    def chunks_missing(self, exchange: Exchange, indexes: list[int]) -> None:
         """The inner engine looks after that."""
 
     def neighbours_wanted(self, count: int) -> None:
         """A gateway has few by design; without any, it may have missed who is the gateway of the other site now."""
-        if not self._engine.links():
+        if not self._engine.outer.links():
             self._host.neighbours_wanted(1)
 
     def read_alone(self, exchange: Exchange, index: int) -> None:

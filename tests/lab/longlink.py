@@ -1,10 +1,12 @@
 """The link between two sites: two TAP devices, each a port of one site's bridge, joined by this program with a delay.
 
-The kernels of laboratory machines have no netem, so the delay is made here: a frame that leaves one device is put into
-the other one so many milliseconds later. The rate is the devices' own (`tc tbf`), so what is counted on them has really
-crossed. Multicast stays in its site, as it does between real ones; ARP passes.
+The kernels of laboratory machines have no netem, so the link is made here: a frame that leaves one device waits for
+those before it to be sent at the link's rate, or is lost where the queue is full, and is put into the other device so
+many milliseconds later. Not by `tc tbf`: a qdisc of the same kernel holds the sockets of this machine back (TCP small
+queues), and a TCP flow would never fill the queue as one from another machine does. Multicast stays in its site, as it
+does between real ones; ARP passes.
 
-    longlink.py TAP TAP MILLISECONDS        (inside the namespace that has the bridges; prints "ready")
+    longlink.py TAP TAP DELAY RATE BUFFER   (ms, Mbit/s, ms; inside the bridges' namespace; prints "ready")
 
 Stands alone: standard library only.
 """
@@ -34,43 +36,54 @@ def _open(name: str) -> int:
     return fd
 
 
-def _take(fd: int, queue: deque[tuple[float, bytes]], delay: float) -> None:
-    for _ in range(_AT_ONCE):
-        try:
-            frame = os.read(fd, _FRAME)
-        except BlockingIOError:
-            return
-        if not frame[0] & 1 or frame[12:14] == _ARP:
-            queue.append((time.monotonic() + delay, frame))
+class Way:
+    """One direction. `delay`, `buffer` in seconds; `rate` in bytes per second."""
 
+    def __init__(self, source: int, target: int, delay: float, rate: float, buffer: float) -> None:
+        self.source, self.target = source, target
+        self.delay, self.rate, self.buffer = delay, rate, buffer
+        self.free = 0.0  # when the last frame will have been sent
+        self.queue: deque[tuple[float, bytes]] = deque()
 
-def _put(fd: int, queue: deque[tuple[float, bytes]], now: float) -> None:
-    while queue and queue[0][0] <= now:
-        # A device that takes no more, or is down, loses the frame, as a network may.
-        with contextlib.suppress(OSError):
-            os.write(fd, queue.popleft()[1])
+    def take(self) -> None:
+        """What the one device has for the link."""
+        for _ in range(_AT_ONCE):
+            try:
+                frame = os.read(self.source, _FRAME)
+            except BlockingIOError:
+                return
+            now = time.monotonic()
+            if (frame[0] & 1 and frame[12:14] != _ARP) or self.free - now > self.buffer:
+                continue
+            self.free = max(now, self.free) + len(frame) / self.rate
+            self.queue.append((self.free + self.delay, frame))
+
+    def put(self, now: float) -> None:
+        """What has arrived, into the other device."""
+        while self.queue and self.queue[0][0] <= now:
+            # A device that takes no more, or is down, loses the frame, as a network may.
+            with contextlib.suppress(OSError):
+                os.write(self.target, self.queue.popleft()[1])
 
 
 def main() -> None:
     one, other = _open(sys.argv[1]), _open(sys.argv[2])
-    delay = float(sys.argv[3]) / 1000
+    delay, rate, buffer = float(sys.argv[3]) / 1000, float(sys.argv[4]) * 1e6 / 8, float(sys.argv[5]) / 1000
     # Ahead of what the machine does besides: a link's delay does not depend on it. Not every kernel lets us.
     with contextlib.suppress(OSError):
         os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
-    there: deque[tuple[float, bytes]] = deque()
-    back: deque[tuple[float, bytes]] = deque()
+    ways = [Way(one, other, delay, rate, buffer), Way(other, one, delay, rate, buffer)]
     print("ready", flush=True)
     while True:
-        dues = [queue[0][0] for queue in (there, back) if queue]
+        dues = [way.queue[0][0] for way in ways if way.queue]
         if dues:
             time.sleep(max(0.0, min(_TICK, min(dues) - time.monotonic())))
         else:
             select.select([one, other], [], [])
-        _take(one, there, delay)
-        _take(other, back, delay)
-        now = time.monotonic()
-        _put(other, there, now)
-        _put(one, back, now)
+        for way in ways:
+            way.take()
+        for way in ways:
+            way.put(time.monotonic())
 
 
 if __name__ == "__main__":

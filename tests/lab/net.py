@@ -161,19 +161,15 @@ class Network:
             name: rows[name] for name in self._trunks if name in rows
         }
 
-    def join(self, one: str, other: str, *, rate: float, buffer: float) -> None:
+    def join(self, one: str, other: str) -> None:
         """Two more TAP devices in the hub, `one` on the first bridge and `other` on a new one, which is a second site.
 
-        Whoever opens the devices carries what they send: Mbit/s of `rate` each, with a queue of `buffer` ms before
-        it. From now on `counters` have them, too: as `sent`, what came out of the link there.
+        Whoever opens the devices carries what they send. From now on `counters` have them, too: as sent, what came out
+        of the link there.
         """
         devices = [f"tuntap add {one} mode tap", f"tuntap add {other} mode tap"]
         ports = [f"link set {one} master br0 up", f"link set {other} master br1 up"]
         _batch(["ip", "-n", self.hub], ["link add br1 type bridge", "link set br1 up", *devices, *ports])
-        # Small bursts, or the bucket would have sent what TCP offers at once before anybody waits.
-        shape = ["tbf", "rate", f"{round(rate * 1_000_000)}bit", "burst", "16k", "latency", f"{buffer:g}ms"]
-        for device in (one, other):
-            _run(["tc", "-n", self.hub, "qdisc", "add", "dev", device, "root", *shape])
         self._trunks = (one, other)
 
     def close(self) -> None:

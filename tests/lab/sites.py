@@ -23,15 +23,17 @@ class SiteLink:
     def __init__(self, lab: Lab, *, rate: float, delay: float) -> None:
         self.rate = rate
         self._lab = lab
-        lab.network.join(_ONE, _TWO, rate=rate, buffer=_BUFFER)
+        lab.network.join(_ONE, _TWO)
         argv = ["nsenter", f"--net=/run/netns/{lab.network.hub}", sys.executable, "-I", "-S"]
-        process = lab.start("longlink", [*argv, str(_HERE / "longlink.py"), _ONE, _TWO, f"{delay:g}"])
+        process = lab.start(
+            "longlink", [*argv, str(_HERE / "longlink.py"), _ONE, _TWO, f"{delay:g}", f"{rate:g}", f"{_BUFFER:g}"]
+        )
         wait_until("the link between the sites", lambda: process.log.read_text().startswith("ready"))
 
     def crossed(self) -> tuple[int, int]:
         """Bytes that have crossed so far, with all headers: from site one to two, and back."""
         counters = self._lab.network.counters()
-        return counters[_ONE][1], counters[_TWO][1]
+        return counters[_TWO][0], counters[_ONE][0]
 
 
 class OtherFlow:

@@ -12,6 +12,7 @@ from torrent.torrent_lab import run_case
 
 from p2pdist.mesh.engine import MeshEngine, MeshSettings
 from p2pdist.mesh.network import TcpNetwork
+from p2pdist.oci import Digest
 from p2pdist.protocol.messages import PeerInfo
 from p2pdist.swarm.attest import Attestor
 from p2pdist.swarm.engine import Engine
@@ -42,9 +43,10 @@ class Sites(TorrentOnLoopback):
         return GatewayEngine(mesh, outer)
 
 
-def _across(node: Node, site: str) -> PeerInfo:
-    """How another site's tracker names a gateway."""
-    return PeerInfo(node.attestor.node, node.host_name, _gateway(node.engine).outer.port, site)
+def _across(node: Node, site: str, data: bytes = DATA) -> PeerInfo:
+    """How a tracker names another site's gateway for a blob."""
+    port = _gateway(node.engine).outer.port
+    return PeerInfo(node.attestor.node, node.host_name, port, site, blob=str(Digest.of(data)))
 
 
 def _gateway(node: object) -> GatewayEngine:
@@ -61,6 +63,7 @@ def test_a_blob_crosses_between_sites_once_and_spreads_by_the_mesh(tmp_path: Pat
             for number in (1, 2):
                 nodes[f"{site}{number}"].engine.link([nodes[f"{site}{other}"].info for other in range(number)])
         nodes["a0"].engine.link([_across(nodes["b0"], "b")])
+        nodes["b0"].engine.link([_across(nodes["a0"], "a")])
         await until(lambda: len(nodes["a0"].engine.links()) == 3)
         for index in range(COUNT):
             lab.give(nodes[names[index % 3]], DATA, index)  # only site a reads from upstream
@@ -73,7 +76,7 @@ def test_a_blob_crosses_between_sites_once_and_spreads_by_the_mesh(tmp_path: Pat
         assert crossed <= 1.1 * len(DATA)
         assert nodes["b0"].engine.name == "mesh+bittorrent"
         assert _gateway(nodes["a0"].engine).site_of(nodes["b0"].attestor.node) == "b"
-        assert _gateway(nodes["b0"].engine).site_of(nodes["a0"].attestor.node) == "another site"  # was dialled
+        assert _gateway(nodes["b0"].engine).site_of(nodes["a0"].attestor.node) == "a"
         assert _gateway(nodes["a0"].engine).site_of(nodes["a1"].attestor.node) is None
         assert {peer.site for peer in nodes["a0"].engine.links()} == {"", "b"}
         assert not any(node.host.lied or node.host.dead for node in nodes.values())
@@ -93,7 +96,8 @@ def test_the_link_between_sites_is_limited_by_the_wan_class(tmp_path: Path) -> N
         one, other = await lab.node("a0"), await lab.node("b0")
         await lab.seed(one, data, CHUNK)
         exchange = await lab.fetch(other, data, CHUNK)
-        other.engine.link([_across(one, "a")])
+        one.engine.link([_across(other, "b", data)])
+        other.engine.link([_across(one, "a", data)])
         loop_time = _now()
         await until(lambda: exchange.whole)
         assert _now() - loop_time > 0.8 * len(data) / 1_000_000

@@ -22,6 +22,16 @@ def connect(driver: Driver, number: int, site: str, *, gateway: bool = True, far
     driver._take(driver.cluster.connected(driver.now, peer, f"host-{number}", f"n{number}", labels))
 
 
+def known(number: int, site: str) -> PeerInfo:
+    """A gateway of another site as it is named before there is something to carry."""
+    return PeerInfo(node_id(number), f"host-{number}", PORT, site)
+
+
+def carrier(number: int, site: str) -> PeerInfo:
+    """The same as the one that carries the blob."""
+    return PeerInfo(node_id(number), f"host-{number}", PORT, site, blob=digest("blob"))
+
+
 def peers(driver: Driver, number: int) -> dict[int, PeerInfo]:
     """Whom the node was told about since the last look, by number."""
     told = driver.take(number, wire.Joined) + driver.take(number, wire.Neighbours)
@@ -30,9 +40,12 @@ def peers(driver: Driver, number: int) -> dict[int, PeerInfo]:
 
 def two_sites(driver: Driver, *, gateways: tuple[int, ...] = (1, 2, 11, 12), far: bool = False) -> None:
     """1 to 4 in site one, 11 to 14 in site two, all in one swarm."""
-    for number in (1, 2, 3, 4, 11, 12, 13, 14):
+    numbers = (1, 2, 3, 4, 11, 12, 13, 14)
+    for number in numbers:
         one = number < 10
         connect(driver, number, "one" if one else "two", gateway=number in gateways, far=far and not one)
+    for number in numbers:
+        peers(driver, number)
         driver.join(number, "blob")
 
 
@@ -42,8 +55,8 @@ def test_only_one_gateway_of_each_site_meets_the_other_site_and_by_its_gateways_
     told = {number: peers(driver, number) for number in (1, 2, 3, 4, 11, 12, 13, 14)}
     across = [(n, m, info) for n, known in told.items() for m, info in known.items() if (n < 10) != (m < 10)]
     assert {(n, m): info for n, m, info in across} == {
-        (11, 1): PeerInfo(node_id(1), "host-1", PORT, "one"),
-        (1, 11): PeerInfo(node_id(11), "host-11", PORT, "two"),
+        (11, 1): carrier(1, "one"),
+        (1, 11): carrier(11, "two"),
     }
     inside = [info for n, known in told.items() for m, info in known.items() if (n < 10) == (m < 10)]
     assert len(inside) == 12 and all(info.port == 7000 and not info.site for info in inside)
@@ -61,6 +74,8 @@ def test_who_comes_before_the_gateways_does_not_meet_the_other_site_unless_they_
     driver = Driver()
     for number in (1, 3, 11, 13, 14):
         connect(driver, number, "one" if number < 10 else "two", gateway=number in (1, 11))
+    assert peers(driver, 11) == {1: known(1, "one")}  # gateways know each other before
+    assert set(peers(driver, 1)) == {11}
     for number in (3, 13):
         driver.join(number, "blob")
     assert not peers(driver, 3) and not peers(driver, 13)
@@ -76,9 +91,9 @@ def test_when_a_gateway_dies_another_one_takes_over_and_meets_the_other_site() -
     two_sites(driver)
     peers(driver, 12), peers(driver, 2)
     driver.disconnect(11)
-    assert peers(driver, 12) == {1: PeerInfo(node_id(1), "host-1", PORT, "one")}
+    assert peers(driver, 12) == {1: carrier(1, "one")}
     driver.disconnect(1)
-    assert peers(driver, 2) == {12: PeerInfo(node_id(12), "host-12", PORT, "two")}
+    assert peers(driver, 2) == {12: carrier(12, "two")}
     driver.disconnect(12)
     assert driver.swarm("blob").gateways == {"one": driver.swarms.state.nodes[node_id(2)]}
 
@@ -99,8 +114,9 @@ def test_a_site_that_comes_later_gets_the_blob_through_gateways_that_hold_it() -
         driver.say(number, wire.Holds([digest("blob")]))
     for number in (11, 12):
         connect(driver, number, "two")
+        peers(driver, number)
         driver.join(number, "blob")
-    assert peers(driver, 11) == {2: PeerInfo(node_id(2), "host-2", PORT, "one")}
+    assert peers(driver, 11) == {2: carrier(2, "one")}
     assert set(peers(driver, 12)) == {11}
 
 
@@ -114,6 +130,22 @@ def test_who_misses_a_chunk_is_not_sent_to_another_site_unless_it_is_the_gateway
         driver.miss(number, "blob", chunk)
     assert set(peers(driver, 11)) == {1}
     assert not peers(driver, 13)
+
+
+def test_what_the_gateway_brings_is_not_read_from_upstream_because_its_site_lacks_it_for_long() -> None:
+    driver = Driver()
+    two_sites(driver, far=True)
+    for number in (1, 2, 3, 4):
+        driver.done(number, "blob")
+    for _ in range(20):
+        for number in (12, 13, 14):
+            driver.miss(number, "blob", 0, 1, 2)
+        driver.later(1.0)
+    assert not driver.leased("blob")
+    for _ in range(20):
+        driver.miss(11, "blob", 0, 1, 2)  # the gateway itself gets nothing
+        driver.later(1.0)
+    assert driver.leased("blob")
 
 
 def test_a_site_far_from_upstream_reads_only_when_there_is_nobody_else() -> None:
