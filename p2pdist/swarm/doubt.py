@@ -29,7 +29,7 @@ from p2pdist.swarm.evidence import Evidence
 from p2pdist.swarm.exchange import Exchange
 from p2pdist.swarm.reader import UpstreamReader
 from p2pdist.swarm.tracker import Tracker
-from p2pdist.swarm.transfers import Transfer
+from p2pdist.swarm.transfers import Transfer, Transfers
 
 _log = structlog.get_logger("p2pdist.swarm")
 BAN = 600.0  # seconds that this node believes nothing of whom it caught; the tracker bans for longer, on proof
@@ -51,6 +51,7 @@ class Doubt:
         reader: UpstreamReader,
         clock: Callable[[], float],
         evidence: Evidence,
+        transfers: Transfers,
         join: Callable[[Transfer], None],
         rng: random.Random | None = None,
     ) -> None:
@@ -61,6 +62,7 @@ class Doubt:
         self._reader = reader
         self._clock = clock
         self._evidence = evidence
+        self._transfers = transfers
         self._join = join
         self._asked: dict[str, asyncio.Future[list[int] | None]] = {}
 
@@ -198,12 +200,12 @@ class Doubt:
                     exchange.dispute(index, witness)
         return differs
 
-    def banned(self, node: bytes, transfers: list[Transfer]) -> None:
-        """The cluster shuts `node` out: what it attested of blobs that are on their way is taken from others instead.
+    def banned(self, node: bytes) -> None:
+        """`node` is shut out, here or in the cluster: what it attested of blobs on their way is taken from others.
 
         Else its lies would be found only at the end, by reading again.
         """
-        for transfer in transfers:
+        for transfer in self._transfers.all:
             exchange = transfer.exchange
             if exchange is None or transfer.finishing or transfer.alone or exchange.stored:
                 continue
@@ -234,6 +236,7 @@ class Doubt:
             self._evidence.charge(exchange, index, statement, other)
             self._attestor.ban(node, self._clock() + BAN)
             self._engine.ban(node, BAN)
+            self.banned(node)
 
 
 def attested_by(exchange: Exchange, node: bytes) -> list[int]:

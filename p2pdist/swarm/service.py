@@ -67,7 +67,14 @@ class SwarmService:
         self._seeds = Seeds(store, engine, attestor, tracker, self._scope, settings.live_seeds, clock)
         self._evidence = Evidence(store, tracker, self._scope, clock)
         self._doubt = Doubt(
-            engine, attestor, tracker, self._reader, clock, self._evidence, lambda one: self._joining.join(one.rollout)
+            engine,
+            attestor,
+            tracker,
+            self._reader,
+            clock,
+            self._evidence,
+            self._transfers,
+            lambda one: self._joining.join(one.rollout),
         )
         finisher = Finisher(store, tracker, self._transfers, self._seeds, self._doubt, self._scope)
         self._joining = Joining(
@@ -253,10 +260,11 @@ class SwarmService:
                 self._doubt.told(message)
             case wire.Banned():
                 self._evidence.banned(message.node)
+                known = self._attestor.banned(message.node, self._clock())  # every session begins with all bans
                 self._attestor.ban(message.node, message.until)
                 self._engine.ban(message.node, max(0.0, message.until - self._clock()))
-                if message.until > self._clock():
-                    self._doubt.banned(message.node, self._transfers.all)
+                if message.until > self._clock() and not known:
+                    self._doubt.banned(message.node)
             case wire.Pong():
                 self.nodes = message.nodes
 

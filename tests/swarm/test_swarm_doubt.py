@@ -328,3 +328,27 @@ def test_who_lies_often_is_found_by_one_chunk_of_each_signer(tmp_path: Path) -> 
         assert [one.statement.signer.node for one in script.tracker.got(wire.Convict)] == [members[3].node]
 
     play(tmp_path, case)
+
+
+def test_a_liar_that_is_caught_with_one_layer_is_not_believed_in_the_next(tmp_path: Path) -> None:
+    async def case(script: Script) -> None:
+        honest, liar = script.member(), script.member()
+        other = random.Random(7).randbytes(6 * CHUNK)
+        first = script.want(DATA, other)
+        (second,) = (one for one in script.swarms.transfers if one is not first)
+        names = [str(one.blob.digest) for one in (first, second)]
+        await script.until(lambda: bool(script.tracker.got(wire.Join)))
+        script.swarms.tracker_message(wire.Joined(names[0], [wire.Swarm(name, CHUNK, 2, 0) for name in names], []))
+        await first.ready.wait()
+        await second.ready.wait()
+        script.bring(second.exchange, LIES, liar, 1, 2)
+        script.bring(second.exchange, other, honest, 0)
+        script.bring(first.exchange, LIES, liar, 0)
+        script.bring(first.exchange, DATA, honest, *range(1, COUNT))
+        await first.done
+        assert second.exchange.have == 1
+        script.bring(second.exchange, other, honest, *range(1, 6))
+        await second.done
+        assert len(script.tracker.got(wire.Doubts)) == 1
+
+    play(tmp_path, case)
