@@ -44,7 +44,11 @@ def install(
     Writes one file, which the daemon reads at each pull; never over one that somebody else wrote.
     """
     settings = load_agent(config, os.environ)
-    mirror = mirror_url(settings, None).removeprefix("http://")
+    scheme, _, mirror = mirror_url(settings, None).partition("://")
+    if scheme != "http":
+        raise ConfigError(
+            "mirror.tls_certificate: what a daemon needs to trust it is not known here: set it up by hand"
+        )
     known = {one.daemon: one for one in snippets(mirror, [registry.name for registry in settings.registries])}
     snippet = known[_OF[daemon]]
     path = root / snippet.path.lstrip("/")

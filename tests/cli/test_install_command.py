@@ -23,7 +23,8 @@ def install(*argv: str, **env: str) -> str:
 
 
 def test_containerd_asks_the_mirror_of_the_configuration_first_and_the_registry_after_it(tmp_path: Path) -> None:
-    install("containerd", "--root", str(tmp_path), P2PDIST_MIRROR_PORT="5099", P2PDIST_MIRROR_HOST="0.0.0.0")
+    everywhere = {"P2PDIST_MIRROR_HOST": "0.0.0.0", "P2PDIST_MIRROR_ALLOW_REMOTE": "true"}
+    install("containerd", "--root", str(tmp_path), P2PDIST_MIRROR_PORT="5099", **everywhere)
     text = (tmp_path / HOSTS).read_text()
     assert tomllib.loads(text) == {"host": {"http://127.0.0.1:5099": {"capabilities": ["pull", "resolve"]}}}
     assert stat.S_IMODE((tmp_path / HOSTS).stat().st_mode) == 0o644, "containerd may not run as us"
@@ -65,3 +66,11 @@ def test_podman_gets_a_block_for_each_registry(tmp_path: Path) -> None:
     install("podman", "--root", str(tmp_path), P2PDIST_REGISTRIES="docker.io,ghcr.io")
     text = (tmp_path / "etc/containers/registries.conf.d/50-p2pdist.conf").read_text()
     assert tomllib.loads(text) == tomllib.loads(snippets("127.0.0.1:5050", ["docker.io", "ghcr.io"])[2].text)
+
+
+def test_a_mirror_with_tls_is_not_written_as_one_without(tmp_path: Path) -> None:
+    tls = {"P2PDIST_MIRROR_TLS_CERTIFICATE": "/tls.crt", "P2PDIST_MIRROR_TLS_KEY": "/tls.key"}
+    argv = ["install", "containerd", "--root", str(tmp_path)]
+    with pytest.raises(ConfigError, match="by hand"):
+        CliRunner().invoke(app, argv, env=tls, catch_exceptions=False)
+    assert list(tmp_path.iterdir()) == []
