@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 from replica_kit import Agent, Replicas, free_port, until
+from support.fleet import Fleet
+from support.registry import FakeRegistry, noise
 from tracker_driver import REGISTRY, digest
 
+from p2pdist.config import TrackerConfig
 from p2pdist.errors import ConfigError
 from p2pdist.protocol import messages as wire
 from tracker.state import State, StateSettings, open_state
@@ -48,6 +51,21 @@ async def test_agents_of_two_replicas_are_in_one_swarm_and_no_chunk_is_leased_tw
         leases = [lease.first for agent in (here, there) for lease in agent.got(wire.Lease)]
         assert len(set(leases)) == len(leases) > 2
         await until(lambda: follower.visits.nodes == 2)
+
+
+async def test_a_rollout_over_two_replicas_takes_one_copy_and_one_resolution_from_upstream(tmp_path: Path) -> None:
+    async with (
+        Replicas(tmp_path) as replicas,
+        FakeRegistry() as registry,
+        Fleet(tmp_path, registry, tracked=False, insecure=True) as fleet,
+    ):
+        trackers = [await replicas.start(), await replicas.start()]
+        image = registry.add_image("app/a", "1", [noise(3 << 20, 1), noise(2 << 20, 2)])
+        nodes = [await fleet.start(tracker=TrackerConfig(urls=(trackers[n % 2].url,))) for n in range(4)]
+        await until(lambda: trackers[0].visits.nodes == trackers[1].visits.nodes == 4)
+        await asyncio.gather(*(fleet.pull(node, image) for node in nodes))
+        assert sum(registry.bytes_sent(layer) for layer in image.layers) <= 1.05 * (5 << 20)
+        assert len(registry.requests(r"/manifests/1$", "GET")) == 1
 
 
 async def test_a_tag_is_resolved_once_for_agents_of_both(tmp_path: Path) -> None:
