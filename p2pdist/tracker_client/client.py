@@ -204,13 +204,16 @@ class TrackerClient:
         self._tell(True)
         self._questions.again()
         batch, session.rest = session.rest, []
-        while True:
-            for message in batch:
-                self._deliver(message)
-                if isinstance(message, messages.Rejected):
-                    raise TrackerError(message.reason)
-            async with asyncio.timeout(welcome.session_timeout):
-                batch = await session.receive()
+        try:
+            while True:
+                for message in batch:
+                    self._deliver(message)
+                    if isinstance(message, messages.Rejected):
+                        raise TrackerError(message.reason)
+                async with asyncio.timeout(welcome.session_timeout):
+                    batch = await session.receive()
+        finally:
+            self.connected = False  # at once: what is said from here on would be lost
 
     def _deliver(self, message: FromTracker) -> None:
         if isinstance(message, Welcome):
