@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 from collections import Counter
 from collections.abc import Mapping
@@ -136,15 +135,7 @@ def _bittorrent(
     if across:
         wan = Wan(site.upload_bytes_per_second or 0, site.download_bytes_per_second or 0)
         settings = TorrentSettings(
-            directory / "gateway",
-            host=host,
-            port=site.gateway_port,
-            discover=False,
-            tls=tls,
-            wan=wan,
-            # Gateways keep their links, and say often that they live: so they know how long the empty way takes.
-            idle=math.inf,
-            alive=0.1,
+            directory / "gateway", host=host, port=site.gateway_port, discover=False, tls=tls, wan=wan
         )
     else:
         settings = TorrentSettings(directory / "torrent", host=host, port=config.peer.port, tls=tls)

@@ -19,7 +19,6 @@ from tracker.model import Node, State, Swarm
 from tracker.timers import Outbox
 
 AWAITED = 5.0  # seconds after which a site is no longer expected to have a gateway in a swarm
-_KNOWN = 2  # gateways of each other site that a gateway knows before there is something to carry
 _LOOKED_AT = 64  # possible gateways of a site
 
 
@@ -29,16 +28,6 @@ def place(labels: Mapping[str, str]) -> tuple[str, int, bool]:
     text = labels.get(names.GATEWAY, "")
     port = int(text) if text.isascii() and text.isdigit() and len(text) <= 5 else 0
     return site, port if site and port <= 65535 else 0, labels.get(names.UPSTREAM) != names.FAR
-
-
-def connected(state: State, node: Node, out: Outbox) -> None:
-    """A possible gateway's session begins: it and a few of other sites keep a link, which knows the empty way."""
-    for site, nodes in state.sites.items():
-        if site != node.site:
-            for peer in islice(nodes, _KNOWN):
-                out.append((node.id, messages.Neighbours([at_gateway(peer)])))
-                out.append((peer.id, messages.Neighbours([at_gateway(node)])))
-    state.sites.setdefault(node.site, {})[node] = None
 
 
 def came(swarm: Swarm, node: Node, out: Outbox) -> None:
@@ -101,8 +90,8 @@ def _no_longer_awaited(swarm: Swarm, now: float, out: Outbox) -> None:
     swarm.awaited = frozenset()
 
 
-def at_gateway(node: Node, blob: str = "") -> PeerInfo:
-    """Where other sites reach it, to carry a blob or to be known."""
+def at_gateway(node: Node, blob: str) -> PeerInfo:
+    """Where other sites reach it to carry a blob."""
     return PeerInfo(node.id, node.peer.host, node.gateway, node.site, blob=blob)
 
 

@@ -69,7 +69,7 @@ class Swarms:
         node = Node(structs.replace(peer, zone=zone) if zone else peer, address, *gateways.place(labels), zone)
         self._state.nodes[peer.node] = node
         if node.gateway:
-            gateways.connected(self._state, node, out)
+            self._state.sites.setdefault(node.site, {})[node] = None
         return out
 
     def disconnected(self, now: float, node_id: bytes) -> Outbox:

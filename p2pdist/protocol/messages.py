@@ -291,7 +291,7 @@ class PeerInfo(msgspec.Struct, frozen=True, array_like=True):
     """Where a peer is reached. `site`: of a gateway of another site than the receiver's, which is reached as one.
 
     `zone`: chunks are fetched from another zone than one's own only under leases; empty: it is in none.
-    `blob`: what that gateway and the receiver carry between their sites; empty: nothing yet.
+    `blob`: what that gateway and the receiver carry between their sites.
     """
 
     node: NodeId

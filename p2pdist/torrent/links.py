@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
-import struct
 from collections.abc import Callable
 from typing import Protocol
 
@@ -20,8 +18,6 @@ _log = structlog.get_logger("p2pdist.torrent")
 _DIAL = 3.0  # seconds to connect, and to say who one is
 _UNREAD = 4 * 1024 * 1024  # bytes a neighbour may leave unread before its link is closed
 _PORTS = 2  # free ports wanted behind a link port
-_RTT, _RTT_AT = struct.Struct("=I"), 68  # tcpi_rtt in struct tcp_info (linux/tcp.h), microseconds
-_TCP_INFO = 104  # bytes of it that are asked for
 _TRIES = 50  # for a port of the system's choice with free ones behind it
 
 
@@ -68,13 +64,6 @@ class Link(asyncio.Protocol):
         """The TLS object, where the connection is encrypted."""
         return self._transport.get_extra_info("ssl_object") if self._transport is not None else None
 
-    @property
-    def round_trip(self) -> float | None:
-        """Seconds from a segment to its acknowledgement, smoothed by the kernel; None: it does not say."""
-        own = self._transport.get_extra_info("socket") if self._transport is not None else None
-        info = own.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO) if own is not None else b""
-        return _RTT.unpack_from(info, _RTT_AT)[0] / 1e6 if len(info) >= _RTT_AT + _RTT.size else None
-
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvloop's is no subclass
         """Connected."""
         self._transport = transport
@@ -91,9 +80,6 @@ class Link(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Frames from the neighbour."""
         self.heard = self._loop.time()
-        if self._links.prompt and self._transport is not None:
-            own = self._transport.get_extra_info("socket")
-            own.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)  # until the next read: a late one is no queue
         try:
             for frame in self._reader.feed(data):
                 if self._closed:
@@ -151,7 +137,6 @@ class Links:
         self._node = node
         self._settings = settings
         self._tls = settings.tls
-        self.prompt = settings.wan is not None  # whether round trips are looked at
         # the neighbour dials BitTorrent where the link comes from
         self._from = (settings.host, 0) if settings.host not in ("0.0.0.0", "::") else None
         self._dialling: set[tuple[str, int]] = set()

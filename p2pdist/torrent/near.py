@@ -80,10 +80,6 @@ class Near:
             mask |= theirs.have
         return mask
 
-    def takers(self) -> list[bytes]:
-        """Who lacks chunks of some blob that it has open."""
-        return [node for node, numbers in self._numbers.items() if any(not theirs.whole for theirs in numbers.values())]
-
     def unfinished(self, live: Live) -> list[bytes]:
         """Who lacks chunks."""
         return [node for node, theirs in self.of(live) if not theirs.whole]

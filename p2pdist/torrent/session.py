@@ -92,7 +92,6 @@ class Session:
         self._unwanted: set[bytes] = set()  # removed before they were there
         self._checked: set[bytes] = set()  # ready before they were announced
         self._session: lt.session | None = None
-        self._wide = -1  # the peer class of connections between sites
 
     async def start(self, port: int, pool: ThreadPoolExecutor) -> None:
         """Listen on `port`. OperationError if that can't be."""
@@ -123,7 +122,7 @@ class Session:
         session = lt.session(parameters)
         wan = self._settings.wan
         if wan is not None:
-            wide = self._wide = session.create_peer_class("wan")
+            wide = session.create_peer_class("wan")
             limits = session.get_peer_class(wide)
             limits["upload_limit"], limits["download_limit"] = wan.upload_limit, wan.download_limit
             session.set_peer_class(wide, limits)
@@ -132,18 +131,6 @@ class Session:
                 everyone.add_rule(first, last, 1 << wide)
             session.set_peer_class_filter(everyone)
         return session
-
-    def limiter(self, upload: int) -> Callable[[], None]:
-        """What sets how many bytes per second go to other sites. Blocking: for a thread."""
-        session, wide = self._session, self._wide
-
-        def set_limit() -> None:
-            if session is not None and wide >= 0:
-                limits = session.get_peer_class(wide)
-                limits["upload_limit"] = upload
-                session.set_peer_class(wide, limits)
-
-        return set_limit
 
     async def close(self) -> None:
         """Leave every swarm and close every connection; files are let go of when it returns."""

@@ -240,15 +240,6 @@ class Torrents:
             addresses = [(host, port + loaded.kind) for host, port in peers]
             loaded.session.connect(loaded.metainfo.key, addresses, at_once=not live.connections)
 
-    def limit(self, upload: int) -> None:
-        """Bytes per second that go to other sites, at most; soon."""
-        if not self._stopped:
-            self._scope.spawn(self._limit([session.limiter(upload) for session in self.sessions.values()]))
-
-    async def _limit(self, setters: Sequence[Callable[[], None]]) -> None:
-        for setter in setters:
-            await self._in_thread(setter)
-
     def watch(self, on: bool) -> None:
         """Notice who sends which block, or no longer."""
         if on != self.watched:

@@ -9,7 +9,6 @@ from p2pdist.torrent.live import COLD, Live
 from p2pdist.torrent.parts import Parts
 from p2pdist.torrent.seeds import Seeds
 from p2pdist.torrent.wire import Claim
-from p2pdist.torrent.yielding import EVERY, Yielding
 
 _MISS = 1.0  # before what nobody near has is reported, or that nobody near answers for a piece that is here
 _LINGER = 60.0  # that a finished blob is served from the scratch file to those that fetch it
@@ -32,10 +31,6 @@ class Upkeep:
         self._counted = 0.0
         self._certified = 0.0
         self._certificate = ""
-        wan = parts.settings.wan
-        self._yielding = Yielding(wan.upload_limit) if wan is not None else None
-        self._limited = (0.0, 0)  # when the limit was looked at, and what had been sent by then
-        self._limit = 0
 
     def look(self, now: float) -> float:
         """Do what is due; in how many seconds to look again."""
@@ -51,11 +46,9 @@ class Upkeep:
         busy = [live for live in parts.lives.values() if live.unfinished]
         if busy:
             self._look_for_more(busy, now)
-        if now - self._counted >= (_COUNT if self._yielding is None else EVERY):
+        if now - self._counted >= _COUNT:
             self._counted = now
             self._count()
-            if self._yielding is not None:
-                self._yield(self._yielding, now)
         if now - self._certified >= _CERTIFY:
             self._certified = now
             self._look_at_certificate()
@@ -127,20 +120,6 @@ class Upkeep:
             self._certificate = material.certificate
             for session in self._parts.torrents.sessions.values():
                 session.certify()
-
-    def _yield(self, yielding: Yielding, now: float) -> None:
-        """Leave the link between sites to other traffic."""
-        parts = self._parts
-        neighbours = parts.links.neighbours
-        takers = set(parts.near.takers())
-        trips = [(link.host, link.round_trip) for node, link in neighbours.items() if node in takers or not takers]
-        then, sent = self._limited
-        self._limited = (now, parts.stats.bytes_out)
-        rate = (parts.stats.bytes_out - sent) / max(0.001, now - then)
-        limit = yielding.look(now, [(host, trip) for host, trip in trips if trip is not None], rate)
-        if takers and abs(limit - self._limit) > 0.05 * self._limit:
-            self._limit = limit
-            parts.torrents.limit(limit)
 
     def _count(self) -> None:
         sessions = self._parts.torrents.sessions.values()
