@@ -5,11 +5,51 @@ from __future__ import annotations
 import ssl
 from pathlib import Path
 
+import structlog
+
 from p2pdist.errors import ConfigError
 
+_LOOK = 60.0  # seconds: how soon a renewed certificate is shown
+_log = structlog.get_logger("p2pdist.mirror")
 
-def mirror_tls(certificate: Path, key: Path, client_ca: Path | None) -> ssl.SSLContext:
-    """The server's context, from PEM files; with `client_ca` only clients with a certificate of it get in.
+
+class MirrorTls:
+    """The server's `context`, whose certificate is read again when its files have changed."""
+
+    def __init__(self, certificate: Path, key: Path, context: ssl.SSLContext) -> None:
+        self.context = context
+        self._certificate = certificate
+        self._key = key
+        self._looked: float | None = None
+        self._stamp = self._stamps()
+
+    def look(self, now: float) -> None:
+        """A client connects at this time, in seconds: once a minute the files are looked at. Never fails."""
+        if self._looked is not None and now - self._looked < _LOOK:
+            return
+        self._looked = now
+        stamp = self._stamps()
+        if stamp == self._stamp:
+            return
+        try:
+            # Apart first: a pair that doesn't fit would leave the context with neither.
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(self._certificate, self._key)
+            self.context.load_cert_chain(self._certificate, self._key)
+        except (OSError, ssl.SSLError) as error:  # half written, perhaps: looked at again in a minute
+            _log.warning("the mirror's certificate was changed and can't be used; the old one stays", why=_why(error))
+            return
+        self._stamp = stamp
+        _log.info("the mirror shows another certificate", file=str(self._certificate))
+
+    def _stamps(self) -> tuple[int, ...]:
+        try:
+            return tuple(path.stat().st_mtime_ns for path in (self._certificate, self._key))
+        except OSError:
+            return ()
+
+
+def mirror_tls(certificate: Path, key: Path, client_ca: Path | None) -> MirrorTls:
+    """From PEM files; with `client_ca` only clients with a certificate of it get in.
 
     Raises:
         ConfigError: a file can't be used.
@@ -26,7 +66,7 @@ def mirror_tls(certificate: Path, key: Path, client_ca: Path | None) -> ssl.SSLC
             context.load_verify_locations(client_ca)
         except (OSError, ssl.SSLError) as error:
             raise ConfigError(f"mirror.client_ca: {_why(error)} ({client_ca})") from error
-    return context
+    return MirrorTls(certificate, key, context)
 
 
 def _why(error: OSError) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import ssl
 import time
 from collections.abc import Callable
 from types import TracebackType
@@ -15,6 +14,7 @@ from aiohttp import web
 
 from p2pdist.errors import ConfigError
 from p2pdist.mirror.app import MIRROR, Mirror, MirrorCounts, OnServed, app
+from p2pdist.mirror.encryption import MirrorTls
 from p2pdist.mirror.guard import Guard, Refused
 from p2pdist.mirror.settings import MirrorSettings
 from p2pdist.mirror.source import Source
@@ -45,7 +45,7 @@ class MirrorServer:
         port: int = 5050,
         on_served: OnServed | None = None,
         clock: Callable[[], float] = time.monotonic,
-        tls: ssl.SSLContext | None = None,
+        tls: MirrorTls | None = None,
     ) -> None:
         self.counts = MirrorCounts()
         self._tls = tls
@@ -83,7 +83,7 @@ class MirrorServer:
                 self.host,
                 self.port,
                 backlog=BACKLOG,
-                ssl=self._tls,
+                ssl=self._tls.context if self._tls is not None else None,
                 ssl_handshake_timeout=HANDSHAKE if self._tls is not None else None,
             )
         except OSError as error:
@@ -97,6 +97,8 @@ class MirrorServer:
 
     def _accept(self) -> asyncio.BaseProtocol:
         assert self._runner is not None and self._runner.server is not None
+        if self._tls is not None:
+            self._tls.look(self._clock())
         if self.connections >= self._settings.max_connections:
             self.counts.refused_connections += 1
             return Refused()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import os
 import ssl
 import time
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from typing import Any
 
 import aiohttp
 import pytest
-from conftest import HUB_ALPINE, Running, request
+from conftest import HUB_ALPINE, Clock, Running, request
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from mirror_fakes import FakeSource, connected, raw_request, read_answer
@@ -148,6 +149,34 @@ async def test_over_tls_a_client_certificate_can_be_asked_for(tmp_path: Path) ->
             await get(closed, stranger)
         with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
             await raw_request(open_.port, request(TAG))  # plain HTTP
+
+
+async def test_a_renewed_certificate_is_shown_without_a_restart_and_a_broken_one_is_not(tmp_path: Path) -> None:
+    files, clock = Files(tmp_path), Clock()
+    pair = files.issue("server")
+    context = ssl.create_default_context(cafile=str(files.ca))
+    tls = mirror_tls(*pair, None)
+
+    async def shown(port: int) -> int:
+        _, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context, server_hostname=Role.NODE.host)
+        serial = int(writer.get_extra_info("ssl_object").getpeercert()["serialNumber"], 16)
+        writer.close()
+        return serial
+
+    async with MirrorServer(FakeSource(), MirrorSettings(stop=0.5), port=0, tls=tls, clock=clock) as server:
+        first = await shown(server.port)
+        for number, path in enumerate(pair, 1):  # while it is being written, the two don't fit
+            other = files.issue(f"other-{number}")
+            path.write_bytes(other[number - 1].read_bytes())
+            os.utime(path, (number, number))
+            clock.now += 61
+            assert await shown(server.port) == first
+        for path, new in zip(pair, files.issue("new"), strict=True):
+            path.write_bytes(new.read_bytes())
+        assert await shown(server.port) == first  # not looked at yet
+        clock.now += 61
+        await shown(server.port)
+        assert await shown(server.port) != first
 
 
 def test_certificates_that_cannot_be_used_are_a_configuration_error(tmp_path: Path) -> None:
