@@ -6,7 +6,7 @@ from contextlib import suppress
 
 import pytest
 from attacks import CHANGES, FRAMES, MESSAGES, changed, framed, packed
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from p2pdist.errors import ProtocolError
@@ -14,10 +14,12 @@ from p2pdist.mesh.wire import FrameReader
 from p2pdist.protocol import messages as wire
 from p2pdist.swarm.attest import unpack
 
+FEW = settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
 NOT_UTF8 = b"\x91\x92\xa4Done\xa2\xff\xfe"
 DEEP = b"\x91" * 100_000
 
 
+@FEW
 @given(st.lists(MESSAGES, max_size=4), CHANGES)
 def test_frames_of_a_session_are_messages_or_an_error(said: list[object], changes: list[tuple[int, int]]) -> None:
     body = packed(said)  # type: ignore[arg-type]
@@ -28,6 +30,7 @@ def test_frames_of_a_session_are_messages_or_an_error(said: list[object], change
             wire.decode_from_tracker(data)
 
 
+@FEW
 @given(st.lists(FRAMES, max_size=4), CHANGES)
 def test_frames_of_a_control_link_are_frames_or_an_error(said: list[object], changes: list[tuple[int, int]]) -> None:
     body = b"".join(framed(packed(frame)) for frame in said)  # type: ignore[arg-type]
