@@ -306,3 +306,22 @@ async def test_a_replica_that_reaches_no_leader_sends_its_agents_away_and_says_s
         await state.close()
         await until(lambda: tracker.leading is not None and agent.client.connected)
         assert (await replicas.health(tracker))[0] == 200
+
+
+async def test_something_unexpected_costs_a_replica_its_part_for_a_moment_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Replicas(tmp_path) as replicas:
+        leader, follower = await replicas.start(), await replicas.start()
+        agent = await replicas.agent(follower)
+        links: list[object] = []
+
+        def broken(message: object) -> None:
+            links.append(message)
+            raise ValueError("nobody thought of this")
+
+        monkeypatch.setattr(follower.replica._relay, "_hear_leads", broken)
+        leader.replica.announce()
+        await until(lambda: bool(links))
+        await agent.hears(wire.Welcome, 2)  # it follows again
+        assert await replicas.settled() is leader

@@ -92,14 +92,22 @@ class ThisReplica:
         async with self._dialler:
             try:
                 while True:
-                    if self.leading is not None:
-                        await self._stay()
-                    elif self._relay is not None:
-                        await self._follow(self._relay)
-                    else:
-                        await self._seek()
+                    try:
+                        await self._step()
+                    except Exception:  # one that took part no more would hold its agents for ever
+                        log.exception("something unexpected: this replica begins again")
+                        self._resign("something unexpected")
+                        await asyncio.sleep(RENEW)
             finally:
                 await self.leave()
+
+    async def _step(self) -> None:
+        if self.leading is not None:
+            await self._stay()
+        elif self._relay is not None:
+            await self._follow(self._relay)
+        else:
+            await self._seek()
 
     async def leave(self) -> None:
         """Lead no more, for good; the next one is to begin at once."""
