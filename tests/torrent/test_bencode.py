@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from p2pdist.errors import InputError
@@ -16,6 +16,7 @@ VALUES = st.recursive(
 )
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # whatever the machine does besides
 @given(VALUES)
 def test_what_is_encoded_is_read_back(value: object) -> None:
     try:
@@ -34,6 +35,7 @@ def _numbers(value: object) -> list[int]:
     return [number for item in value.values() for number in _numbers(item)] if isinstance(value, dict) else []
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # whatever the machine does besides
 @given(st.binary(max_size=40))
 def test_what_is_read_is_canonical(data: bytes) -> None:
     try:
