@@ -44,6 +44,7 @@ class Session:
         self.place = place
         self.rest: list[FromTracker] = []  # what came in one frame with the Challenge or the Welcome
         self.heard = asyncio.Event()  # set by every frame
+        self.heard_at = 0.0  # when the last one came, by the loop's clock
         self._socket = socket
 
     @classmethod
@@ -98,6 +99,7 @@ class Session:
             frame = await self._socket.receive()
             if frame.type is WSMsgType.BINARY:
                 self.heard.set()
+                self.heard_at = asyncio.get_running_loop().time()
                 decoded = messages.decode_from_tracker(frame.data)
                 if decoded:
                     return decoded

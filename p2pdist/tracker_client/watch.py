@@ -56,17 +56,22 @@ class Watch:
             return min(max(OFTEN, self._nodes() / PINGS), self._seldom)
         return self._seldom
 
+    def _due(self) -> float:
+        """When the next ping is: who hears the tracker all the time needs to ask only so that its session is kept."""
+        known = max(self._pinged, self._session.heard_at)
+        return min(known + self._interval(), self._pinged + self._seldom)
+
     async def _until_due(self) -> None:
         loop = asyncio.get_running_loop()
-        while (wait := self._pinged + self._interval() - loop.time()) > 0:
+        while (wait := self._due() - loop.time()) > 0:
             if self.said.is_set():
                 await asyncio.sleep(wait)
-                break
+                continue
             try:
                 async with asyncio.timeout(wait):
                     await self.said.wait()
             except TimeoutError:
-                break
+                continue
         self.said.clear()
 
     async def _answered(self) -> bool:

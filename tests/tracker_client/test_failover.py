@@ -140,6 +140,7 @@ class Silent:
 
     def __init__(self, delay: float = 0.01) -> None:
         self.heard = asyncio.Event()
+        self.heard_at = 0.0
         self.delay = delay
         self.speaks = True
         self.pings: list[float] = []
@@ -148,8 +149,12 @@ class Silent:
         loop = asyncio.get_running_loop()
         self.pings.append(loop.time())
         if self.speaks:
-            loop.call_later(self.delay, self.heard.set)
+            loop.call_later(self.delay, self.frame)
         return True
+
+    def frame(self) -> None:
+        self.heard.set()
+        self.heard_at = asyncio.get_running_loop().time()
 
 
 @pytest.mark.parametrize("awaiting", ["transfers", "something said"])
@@ -182,6 +187,26 @@ def test_pings_are_rare_where_nothing_is_awaited_and_bounded_over_a_large_cluste
             await asyncio.sleep(60.5)
             silence.cancel()
         assert len(session.pings) <= pings
+
+    run_virtual(main())
+
+
+def test_whoever_hears_its_tracker_all_the_time_pings_only_to_keep_the_session_and_notices_silence_as_soon() -> None:
+    async def main() -> None:
+        loop, session = asyncio.get_running_loop(), Silent()
+        watch = Watch(session, 10.0, session.send, lambda: True, lambda: 12)
+        async with asyncio.TaskGroup() as tasks:
+            silence = tasks.create_task(watch.silence())
+            for _ in range(250):  # a minute in which leases come and go
+                watch.said.set()
+                await asyncio.sleep(0.24)
+                session.frame()
+            assert 5 <= len(session.pings) <= 7
+            session.speaks = False
+            hung = loop.time()
+            watch.said.set()
+            await silence
+        assert loop.time() - hung <= 1.6
 
     run_virtual(main())
 
