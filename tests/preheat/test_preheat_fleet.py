@@ -168,7 +168,8 @@ async def test_what_the_signature_policy_refuses_is_not_preheated(tmp_path: Path
         node = await fleet.start(trust=trust)
         operator = Operator(fleet)
         job = await operator.finished((await operator.order(f"{registry.name}/app/a:1"))["id"])
-        assert job["state"] == "failed" and "policy refuses" in job["nodes"][0]["error"]
+        assert job["state"] == "failed"
+        assert f"policy refuses {registry.name}/app/a:1" in job["nodes"][0]["error"]  # the image, before any blob
         assert node.agent._store.find(image.layers[0]) is None
 
 

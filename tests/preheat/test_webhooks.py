@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 from preheat_kit import Operator
 from support.fleet import Fleet
@@ -144,9 +145,11 @@ async def test_the_service_is_off_unless_configured_and_has_its_own_port_where_t
 
     pushed = distribution({"repository": "a", "tag": "1", "digest": D})
     async with FakeRegistry() as registry:
-        async with Fleet(tmp_path / "off", registry) as fleet:
-            await post(fleet, "distribution", pushed, 404)
         port = free_port("127.0.0.1", 0)
+        async with Fleet(tmp_path / "off", registry, settings={"hooks": HookRules(port=port)}) as fleet:
+            await post(fleet, "distribution", pushed, 404)
+            with pytest.raises(aiohttp.ClientConnectorError):
+                await fleet.client.get(f"http://127.0.0.1:{port}/")
         (tmp_path / "token").write_text(TOKEN + "\n")
         rules = HookRules(token_file=str(tmp_path / "token"), images="*", port=port)
         async with Fleet(tmp_path / "on", registry, settings={"hooks": rules}) as fleet:
