@@ -31,7 +31,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
 
 
 @pytest.fixture(scope="module")
-def fleet(engine: Engine) -> Iterator[Engine]:
+def fleet(engine: Engine) -> Engine:
     """Everything is up and healthy."""
     engine.compose("up", "-d", timeout=300.0)
     healthy = dict.fromkeys(SERVERS, "healthy")
@@ -39,8 +39,7 @@ def fleet(engine: Engine) -> Iterator[Engine]:
         wait_until("every server to be healthy", lambda: engine.health() == healthy, 150.0, every=0.5)
     except LabError as error:
         raise LabError(f"{error}: {engine.health()}; {engine.compose('logs', '--no-color', '--tail=20')}") from error
-    yield engine
-    engine.compose("down", "--timeout", "1", "--volumes")
+    return engine
 
 
 def test_the_image_is_small_has_no_build_tools_and_runs_as_nobody_in_particular(engine: Engine) -> None:
