@@ -247,13 +247,18 @@ class Simulation:
         own = node.decide.self_lease(self.now, self.orphaned_at, self.o.nodes)
         if own is not None:
             self.counts["read alone"] += 1
-            for peer in node.decide.neighbours():
-                self.send(self.claimed, self.nodes[int.from_bytes(peer, "big")], own[1])
+            self.say_claim(node, own[1])
             node.decide.leased(DIGEST, own[1])
             self.links.start(Transfer(UPSTREAM, node.number, own[1], None), self.bytes(own[1]))
 
+    def say_claim(self, node: Node, index: int) -> None:
+        for peer in node.decide.neighbours():
+            self.counts["claims"] += 1
+            self.send(self.claimed, self.nodes[int.from_bytes(peer, "big")], index)
+
     def claimed(self, node: Node, index: int) -> None:
-        node.decide.claimed(DIGEST, index, self.now)
+        if not node.dead and node.decide.claimed(DIGEST, index, self.now):
+            self.say_claim(node, index)
 
     def told(self, node: Node, message: wire.FromTracker) -> None:
         if node.dead:

@@ -8,6 +8,7 @@ happened and carries out what is returned. The algorithm and its measurements: t
 from __future__ import annotations
 
 import hashlib
+import math
 import random
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -60,7 +61,9 @@ class _Blob(Generic[Peer]):
     pending: dict[int, dict[Peer, float]] = field(default_factory=dict)  # chunk -> peer -> when bytes last came
     asked: dict[int, float] = field(default_factory=dict)  # chunk -> when it was first asked for
     leased: set[int] = field(default_factory=set)  # chunks this node reads from upstream
-    claims: dict[int, float] = field(default_factory=dict)  # chunk -> when a neighbour said it reads it
+    claims: dict[int, tuple[float, int]] = field(
+        default_factory=dict
+    )  # chunk -> when somebody said it reads it, how often
 
 
 @dataclass(slots=True)
@@ -171,10 +174,24 @@ class Decisions(Generic[Peer]):
         if neighbour is not None and ask.blob in neighbour.has:
             neighbour.has[ask.blob] &= ~(1 << ask.index)
 
-    def claimed(self, blob: BlobKey, index: int, now: float) -> None:
-        """A neighbour reads chunk `index` from upstream on its own, no tracker being there."""
-        if blob in self._blobs:
-            self._blobs[blob].claims[index] = now
+    def claimed(self, blob: BlobKey, index: int, now: float) -> bool:
+        """A node reads chunk `index` from upstream on its own, no tracker being there. True: news, to be passed on.
+
+        A claim holds for five tau, and one chunk can be claimed twice: or a liar could keep it from everybody.
+        """
+        b = self._blobs.get(blob)
+        if b is None or b.have >> index & 1 or index in b.leased:
+            return False
+        since, times = b.claims.get(index, (-math.inf, 0))
+        if now - since < 5 * self._tau or times >= 2:
+            return False
+        b.claims[index] = (now, times + 1)
+        return True
+
+    @property
+    def _tau(self) -> float:
+        """Seconds in which what a node reads alone has come to those around it."""
+        return max(1.0, 8 * self.chunk_time)
 
     def unclaimed(self, blob: BlobKey, index: int) -> None:
         """A node of another zone has what it claimed: this zone need not wait for it any more."""
@@ -475,12 +492,12 @@ class Decisions(Generic[Peer]):
 
         Of a chunk that nobody near has and nobody claimed lately, the highest hash among the live unfinished nodes
         it knows is the owner, if its hash also makes it likely to be the highest of all `nodes`; both rules relax
-        with time (design page on the swarm, "With no tracker": no chunk was read twice, 1.007-1.015). `away`: what
-        nodes of other zones have; they are rivals for what none of them has.
+        with time (design page on the swarm, "With no tracker"; docs/adr/0014 for where not all are neighbours).
+        `away`: what nodes of other zones have; they are rivals for what none of them has.
         """
         if now < orphaned_at + self.knobs.alone_after or any(b.leased for b in self._blobs.values()):
             return None
-        tau = max(2.0, 8 * self.chunk_time)
+        tau, alone_at = self._tau, orphaned_at + self.knobs.alone_after
         for blob, b in self._blobs.items():
             near = 0
             for n in self._neighbours.values():
@@ -497,14 +514,14 @@ class Decisions(Generic[Peer]):
             indexes = list(bits(wanted))
             self._rng.shuffle(indexes)
             for k in indexes:
-                claim = b.claims.get(k)
-                if claim is not None and now - claim < 5 * tau:
+                free_at = max(alone_at, b.claims[k][0] + 5 * tau) if k in b.claims else alone_at
+                if now < free_at:
                     continue
-                wait = now - max(orphaned_at, 0.0 if claim is None else claim + 5 * tau)
+                wait = now - free_at
                 mine = _share(blob, k, self._name)
                 others = rivals if there >> k & 1 else everywhere
                 rank = sum(_share(blob, k, repr(p).encode() if not isinstance(p, bytes) else p) > mine for p in others)
-                likely = (1 - mine) * nodes <= 1 + wait / tau or len(others) + 1 >= nodes
+                likely = (1 - mine) * nodes <= self.knobs.owners + wait / tau or len(others) + 1 >= nodes
                 if rank <= wait / (5 * tau) and likely:
                     return blob, k
         return None

@@ -238,8 +238,8 @@ class MeshEngine:
                 self._decide.closed(link.peer.node, theirs.digest)
         elif isinstance(frame, Claim):
             theirs = link.blobs.get(frame.number)
-            if theirs is not None:
-                self._decide.claimed(theirs.digest, frame.index, self._loop.time())
+            if theirs is not None and self._decide.claimed(theirs.digest, frame.index, self._loop.time()):
+                self._say_claim(theirs.digest, frame.index, heard_from=link)
 
     def _heard_have(self, link: ControlLink, frame: Have) -> None:
         theirs = link.blobs.get(frame.number)
@@ -287,6 +287,13 @@ class MeshEngine:
             self._near.links[peer].send_encoded(data)
         if self._orphaned is not None:
             for link in self._other_zones():
+                link.send_encoded(data)
+
+    def _say_claim(self, blob: str, index: int, heard_from: ControlLink | None = None) -> None:
+        """To all neighbours: a claim that only the claimer's know lets the others read the same (docs/adr/0014)."""
+        data = encode(Claim(self._numbers[blob], index))
+        for link in self._near.links.values():
+            if link is not heard_from:
                 link.send_encoded(data)
 
     # --- what becomes of chunks ----------------------------------------------------------------------------------
@@ -362,8 +369,7 @@ class MeshEngine:
             if own is not None:
                 blob, index = own
                 exchange = self._exchanges[blob]
-                for link in self._near.links.values():
-                    link.send(Claim(self._numbers[blob], index))
+                self._say_claim(blob, index)
                 giver = self._giver(exchange, index)
                 if giver is None:
                     self._host.read_alone(exchange, index)

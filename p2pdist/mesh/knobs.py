@@ -21,6 +21,7 @@ class Knobs:
     miss_after: float = 1.0  # nothing came for so long and no neighbour has it: ask the tracker
     end_game: int = 64  # the last 1/64 of the chunks may be asked of a second neighbour
     alone_after: float = 1.0  # without a tracker for so long: own reads from upstream, claimed first
+    owners: float = 0.3  # of a chunk that are expected at first, over all nodes (1: egress 1.07 instead of 1.04)
     tick: float = 0.1
     alive: float = 0.5  # a link on which nothing was said for so long says that it lives
     silent: float = 2.0  # a neighbour that says nothing for so long is dead to us

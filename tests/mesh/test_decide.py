@@ -224,6 +224,19 @@ def test_a_claimed_chunk_is_left_to_the_claimer() -> None:
     assert decide.self_lease(40.0, 10.0, 1) == (BLOB, 0)
 
 
+def test_a_claim_is_news_once_and_nobody_can_keep_a_chunk_by_claiming_it() -> None:
+    decide = decisions(count=2)
+    assert decide.claimed(BLOB, 0, 11.0)
+    assert not decide.claimed(BLOB, 0, 11.1), "passed on once, or it goes round for ever"
+    assert decide.claimed(BLOB, 0, 30.0)
+    assert not decide.claimed(BLOB, 0, 50.0)
+    decide.leased(BLOB, 1)
+    assert not decide.claimed(BLOB, 1, 50.0), "this node's own claim, come back"
+    decide.unleased(BLOB, 1)
+    decide.proved(BLOB, 1)
+    assert decide.self_lease(51.0, 10.0, 1) == (BLOB, 0)
+
+
 def test_a_lost_link_frees_what_was_asked_there() -> None:
     decide = decisions(count=1, peers="ab")
     decide.opened("a", BLOB, 1)
