@@ -2,7 +2,7 @@
 # Installs exactly the Debian packages that the system tests and the benches drive. Quick when they are there.
 set -eu
 
-packages="aria2 busybox ca-certificates containerd curl docker-compose docker.io docker-registry gpg gpg-agent gpgv iproute2 podman python3-venv redis-server skopeo util-linux"
+packages="aria2 busybox ca-certificates containerd curl docker-compose docker.io docker-registry gpg gpg-agent gpgv iproute2 podman python3-pip python3-venv redis-server skopeo util-linux"
 
 missing=""
 for package in $packages; do
