@@ -35,7 +35,7 @@ from p2pdist.swarm.attest import from_header
 
 MIB = 1 << 20
 FEW = settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck), database=None)
-pytestmark = pytest.mark.timeout(300)  # the cluster is started by whichever test comes first
+pytestmark = pytest.mark.timeout(600)  # the cluster is started by whichever test comes first
 RATE = 2.0 * MIB  # bytes a second of the upstream: a rollout takes long enough for stalls and bans to matter
 
 
