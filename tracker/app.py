@@ -100,7 +100,7 @@ class RunningTracker:
             await self._scope.start()
             stack.push_async_callback(self._scope.stop)
             self.replica = ThisReplica(
-                Memory(replica_id(self.cluster_key, authority.pem if authority is not None else b"")),
+                Memory(replica_id(self.cluster_key, authority.cluster.encode() if authority is not None else b"")),
                 self.state,
                 self.reach,
                 self.visits,

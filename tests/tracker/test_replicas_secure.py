@@ -9,7 +9,9 @@ from typing import Any
 
 import aiohttp
 import pytest
+from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 from replica_kit import Replicas, until
 from typer.testing import CliRunner
 
@@ -98,3 +100,30 @@ async def test_only_replicas_open_links(tmp_path: Path, role: Role | None) -> No
             await socket.send_bytes(b"\x91\xc1")  # not a greeting: the tracker goes on
             assert (await socket.receive()).type is aiohttp.WSMsgType.CLOSE
         assert (await replicas.start()).replica.follows
+
+
+async def test_replicas_go_on_together_while_the_authoritys_certificate_is_renewed(tmp_path: Path) -> None:
+    async with secure(tmp_path) as replicas:
+        before = await replicas.start()
+        renew_authority(tmp_path / "ca")
+        after = await replicas.start()
+        assert await replicas.settled() is before
+        assert after.cluster_key == before.cluster_key
+
+
+def renew_authority(directory: Path) -> None:
+    """Another certificate for the same key, as cert-manager makes it."""
+    old = x509.load_pem_x509_certificate((directory / "tls.crt").read_bytes())
+    key = load_pem_private_key((directory / "tls.key").read_bytes(), None)
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(old.subject)
+        .issuer_name(old.issuer)
+        .public_key(old.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(old.not_valid_before_utc)
+        .not_valid_after(old.not_valid_after_utc)
+    )
+    for extension in old.extensions:
+        builder = builder.add_extension(extension.value, extension.critical)
+    (directory / "tls.crt").write_bytes(builder.sign(key, None).public_bytes(Encoding.PEM))
