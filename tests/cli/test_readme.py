@@ -7,21 +7,25 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
+import typer
 
 from p2pdist.cli import app
 from p2pdist.cli.daemons import snippets
+from tracker.__main__ import cli
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```\w*\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+PROGRAMS = {"p2pdist": typer.main.get_command(app), "p2pdist-tracker": typer.main.get_command(cli)}
 
 
 def test_the_first_commands_run_the_demo_and_the_second_all_tests():
     commands = re.findall(r"^<!-- ci: (\w+) -->\n```sh\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
     assert [name for name, _ in commands] == ["demo", "tests"]
     assert commands[0][1].splitlines()[-1] == ".venv/bin/p2pdist demo"
-    assert commands[1][1].splitlines()[-1] == ".venv/bin/pytest"
+    program, *options = commands[1][1].splitlines()[-1].split()
+    assert program == ".venv/bin/pytest"
+    assert options == ["-n", "2", "--dist", "loadgroup"], "all tests: no path, nothing deselected"
     assert BLOCKS[0] == commands[0][1]
 
 
@@ -31,18 +35,26 @@ def test_what_goes_into_the_daemons_files_is_what_up_prints(snippet):
     assert snippet.path in README
 
 
-def test_every_command_of_the_program_that_the_readme_names_exists():
-    known = {command.name or command.callback.__name__ for command in app.registered_commands}
-    assert set(re.findall(r"`(?:\.venv/bin/)?p2pdist ([a-z]+)", README)) <= known
+def test_every_command_that_the_readme_names_exists_and_takes_the_options_it_shows():
+    shown = re.findall(r"`(?:\.venv/bin/)?(p2pdist(?:-tracker)?) ([^`]+)`", README)
+    assert len(shown) > 5
+    for program, line in shown:
+        command, words = PROGRAMS[program], line.split()
+        while words and hasattr(command, "commands") and words[0][0].islower():
+            assert words[0] in command.commands, line
+            command = command.commands[words.pop(0)]
+        assert {word for word in words if word.startswith("--")} <= options(command) | {"--help"}, line
 
 
-def test_every_option_that_the_readme_names_exists():
-    shown = "".join(
-        CliRunner().invoke(app, [name, "--help"], env={"COLUMNS": "200"}).output
-        for name in ("up", "agent", "demo", "status")
-    )
-    for option in set(re.findall(r"`(?:p2pdist [^`]*)?(--[a-z][a-z-]+)", README)) - {"--hosts-dir"}:
-        assert option in shown
+def test_every_option_that_the_readme_names_by_itself_exists():
+    known = set().union(*map(options, PROGRAMS.values()))
+    assert set(re.findall(r"`(--[a-z][a-z-]+)", README)) - {"--hosts-dir"} <= known  # that one is ctr's
+
+
+def options(command):
+    """What it takes, or any of its own commands does."""
+    below = [options(inner) for inner in getattr(command, "commands", {}).values()]
+    return {option for one in command.params for option in one.opts}.union(*below)
 
 
 def test_every_file_that_the_readme_links_to_exists():
