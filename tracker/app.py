@@ -29,6 +29,7 @@ from tracker.desk import Desk, DeskPages
 from tracker.doorstep import HANDSHAKE, Doorstep
 from tracker.enrol import MAX_BODY, Enrolment, open_authority
 from tracker.enrol_kubernetes import ServiceAccounts
+from tracker.guesses import Guesses
 from tracker.keys import cluster_key, derived_key
 from tracker.lag import Lag
 from tracker.leftovers import Leftovers
@@ -210,7 +211,8 @@ class RunningTracker:
     async def _open_enrolment(self, stack: AsyncExitStack, authority: Authority) -> Enrolment:
         settings = self.settings
         accounts = await stack.enter_async_context(ServiceAccounts(settings.kubernetes))
-        enrolment = Enrolment(authority, self._facts, settings.certificate_time, self._banned_until, accounts)
+        guesses = Guesses(settings.wrong_tokens_per_address, settings.wrong_tokens, self._loop.time())
+        enrolment = Enrolment(authority, self._facts, settings.certificate_time, self._banned_until, accounts, guesses)
         enrolment.start()
         stack.callback(enrolment.stop)
         return enrolment

@@ -73,6 +73,14 @@ class TrackerSettings:
     max_strangers: int = option(
         16_384, "connections at once that are no agent's session (health, metrics, enrolment, whoever says nothing)"
     )
+    wrong_tokens_per_address: int = option(
+        60,
+        "wrong join tokens (and Kubernetes tokens) in a minute from one address, or /64 of IPv6; beyond it no token "
+        "from there is looked at for a while. Behind a balancer that hides addresses all nodes are one",
+    )
+    wrong_tokens: int = option(
+        1200, "the same from all addresses; beyond it those that were wrong within the last minute have to wait"
+    )
     membership_time: float = option(
         86_400.0, "seconds for which a membership is signed; renewed at half of it", least=60
     )

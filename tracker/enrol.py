@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import binascii
+import math
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
@@ -21,6 +22,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from p2pdist.errors import ConfigError, InputError, StorageError
 from p2pdist.pki import Authority, Identity, JoinToken, Role, TlsCredentials, peer_certificate, requested_key
 from tracker.enrol_kubernetes import ReviewUnavailable, ServiceAccounts, TokenRefused
+from tracker.guesses import Guesses
 from tracker.report import Membership
 from tracker.tokens import Facts
 from tracker.webhooks import PATHS as HOOKS
@@ -69,16 +71,19 @@ class Enrolment:
         lifetime: float,
         banned: Callable[[bytes], float | None],
         accounts: ServiceAccounts,
+        guesses: Guesses,
     ) -> None:
         self.credentials = TlsCredentials(clients_required=False)
         self.enrolled = 0
         self.renewed = 0
         self.refused = 0
+        self.limited = 0
         self._authority = authority
         self._facts = facts
         self._lifetime = lifetime
         self._banned = banned
         self._accounts = accounts
+        self._guesses = guesses
         self._key = Ed25519PrivateKey.generate()
         self._timer: asyncio.TimerHandle | None = None
 
@@ -93,7 +98,7 @@ class Enrolment:
     def counts(self) -> Membership:
         """For metrics."""
         ends = self._authority.certificate.not_valid_after_utc.timestamp()
-        return Membership(self.enrolled, self.renewed, self.refused, max(0.0, ends - time.time()))
+        return Membership(self.enrolled, self.renewed, self.refused, self.limited, max(0.0, ends - time.time()))
 
     def stop(self) -> None:
         """No more certificates."""
@@ -132,6 +137,7 @@ class Enrolment:
         return web.Response(body=self._authority.pem, content_type="application/x-pem-file")
 
     async def _enrol(self, request: web.Request) -> web.Response:
+        self._patience(request)
         ask = await self._read(request)
         now = time.time()
         try:
@@ -150,15 +156,30 @@ class Enrolment:
             log.error("a join token can't be checked", error=str(error))
             raise self._refuse(request, 503, "the tracker's state can't be reached; try again later") from error
         except TokenRefused as error:
+            self._wrong(request)
             raise self._refuse(request, 403, str(error)) from error
         except ReviewUnavailable as error:
             log.error("a service account token can't be checked", error=str(error))
             raise self._refuse(request, 503, "Kubernetes can't be asked about the token; try again later") from error
         if labels is None:
+            self._wrong(request)
             raise self._refuse(request, 403, "the join token is unknown, expired, revoked or used up: ask for another")
         self.enrolled += 1
         log.info("node enrolled", node=node.hex()[:16], address=request.remote)
         return self._answer(self._authority.issue(public, Role.NODE, labels, now, self._lifetime))
+
+    def _patience(self, request: web.Request) -> None:
+        """Raise 429 if there were too many wrong tokens. Not logged: whoever asks without end would fill the log."""
+        wait = math.ceil(self._guesses.wait(request.remote or "", asyncio.get_running_loop().time()))
+        if wait > 0:
+            self.limited += 1
+            raise web.HTTPTooManyRequests(
+                text=f"too many wrong tokens came from this address: try again in {wait} s\n",
+                headers={"Retry-After": str(wait)},
+            )
+
+    def _wrong(self, request: web.Request) -> None:
+        self._guesses.wrong(request.remote or "", asyncio.get_running_loop().time())
 
     async def _renew(self, request: web.Request) -> web.Response:
         ask = await self._read(request)

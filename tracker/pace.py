@@ -31,6 +31,11 @@ class Pace:
         self._seen = now
         return max(0.0, -self._left / self._rate)
 
+    def wait(self, units: float, now: float) -> float:
+        """For how long the node can't say so much and stay within bounds; 0: it can now."""
+        left = min(self._burst, self._left + (now - self._seen) * self._rate)
+        return max(0.0, (units - left) / self._rate)
+
 
 def units(frame: Iterable[FromAgent]) -> float:
     """What a frame's messages count."""

@@ -26,6 +26,7 @@ class Membership:
     enrolled: int
     renewed: int
     refused: int
+    limited: int
     authority_seconds: float
 
 
@@ -107,6 +108,7 @@ def _membership(membership: Membership) -> Iterator[tuple[str, str, float]]:
     yield "enrolments", "Nodes that became members here", membership.enrolled
     yield "renewals", "Certificates renewed", membership.renewed
     yield "enrolments_refused", "Enrolments and renewals refused", membership.refused
+    yield "enrolments_limited", "Enrolments not looked at after too many wrong tokens", membership.limited
 
 
 def _cluster_gauges(cluster: Cluster) -> Iterator[tuple[str, str, float]]:

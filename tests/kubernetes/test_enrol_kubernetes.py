@@ -179,8 +179,8 @@ def test_the_table_can_be_configured() -> None:
 
 
 @asynccontextmanager
-async def tracker(directory: Path, kubernetes: KubernetesSettings) -> AsyncIterator[RunningTracker]:
-    running = RunningTracker(TrackerSettings(port=0, data_directory=str(directory), kubernetes=kubernetes))
+async def tracker(directory: Path, kubernetes: KubernetesSettings, **others: int) -> AsyncIterator[RunningTracker]:
+    running = RunningTracker(TrackerSettings(port=0, data_directory=str(directory), kubernetes=kubernetes, **others))
     async with running:
         yield running
 
@@ -306,3 +306,17 @@ async def test_a_tracker_that_was_not_told_to_takes_no_account(api: ApiServer, t
     ):
         assert answer.status == 403
     assert api.asked == []
+
+
+async def test_wrong_tokens_without_end_are_soon_not_asked_about(api: ApiServer, tmp_path: Path) -> None:
+    ask = {"request": request_for(Ed25519PrivateKey.generate()).decode(), "service_account": "guessed"}
+    got = []
+    async with (
+        tracker(tmp_path, settings(api), wrong_tokens_per_address=2) as running,
+        aiohttp.ClientSession() as session,
+    ):
+        for _ in range(4):
+            async with session.post(f"{running.url}/v1/enrol", json=ask, ssl=insecure_context()) as answer:
+                got.append(answer.status)
+    assert got == [403, 403, 429, 429]
+    assert len(api.asked) == 2
