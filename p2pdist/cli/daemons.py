@@ -19,43 +19,54 @@ class Snippet:
     note: str
 
 
-def snippets(mirror: str, registries: Sequence[str]) -> list[Snippet]:
-    """For a mirror at `mirror` (host:port, plain HTTP) and the registries it serves, by the names images use."""
-    return [_dockerd(mirror), _containerd(mirror), _containers(mirror, registries)]
+def snippets(mirror: str, registries: Sequence[str], *, tls: bool = False) -> list[Snippet]:
+    """For a mirror at `mirror` (host:port) and the registries it serves, by the names images use.
+
+    `tls`: it has a certificate, whose authority the daemon must know; else it speaks plain HTTP.
+    """
+    return [_dockerd(mirror, tls), _containerd(mirror, tls), _containers(mirror, registries, tls)]
 
 
-def _dockerd(mirror: str) -> Snippet:
+def _url(mirror: str, tls: bool) -> str:
+    return f"{'https' if tls else 'http'}://{mirror}"
+
+
+def _dockerd(mirror: str, tls: bool) -> Snippet:
     return Snippet(
         "dockerd",
         "/etc/docker/daemon.json",
-        f'{{ "registry-mirrors": ["http://{mirror}"] }}',
+        f'{{ "registry-mirrors": ["{_url(mirror, tls)}"] }}',
         "Docker Hub images only. Then: kill -HUP the daemon (systemctl reload docker); no container stops. "
         "Docker 29 (containerd store) covers every registry with the next file at "
-        "/etc/docker/certs.d/_default/hosts.toml, without a reload.",
+        "/etc/docker/certs.d/_default/hosts.toml, without a reload."
+        + (f" The mirror's authority goes into /etc/docker/certs.d/{mirror}/ca.crt." if tls else ""),
     )
 
 
-def _containerd(mirror: str) -> Snippet:
+def _containerd(mirror: str, tls: bool) -> Snippet:
     return Snippet(
         "containerd",
         "/etc/containerd/certs.d/_default/hosts.toml",
-        f'[host."http://{mirror}"]\n  capabilities = ["pull", "resolve"]',
+        f'[host."{_url(mirror, tls)}"]\n  capabilities = ["pull", "resolve"]',
         "Every registry; read at each pull. Before containerd 2.2 Kubernetes' CRI also needs "
-        'config_path = "/etc/containerd/certs.d" in config.toml and one restart; ctr needs --hosts-dir.',
+        'config_path = "/etc/containerd/certs.d" in config.toml and one restart; ctr needs --hosts-dir.'
+        + (' The mirror\'s authority: add ca = "FILE" below, unless the system trusts it.' if tls else ""),
     )
 
 
-def _containers(mirror: str, registries: Sequence[str]) -> Snippet:
+def _containers(mirror: str, registries: Sequence[str], tls: bool) -> Snippet:
+    how = "" if tls else "\ninsecure = true"  # which would also take any certificate
     blocks = [
         f'[[registry]]\nprefix = "{name}"\nlocation = "{name}"\n'
-        f'[[registry.mirror]]\nlocation = "{mirror}/{_as_path(name)}"\ninsecure = true'
+        f'[[registry.mirror]]\nlocation = "{mirror}/{_as_path(name)}"{how}'
         for name in registries
     ]
     return Snippet(
         "podman, buildah, skopeo, CRI-O",
         "/etc/containers/registries.conf.d/50-p2pdist.conf",
         "\n\n".join(blocks),
-        "One block for each registry; read at each pull (CRI-O: reload). It replaces your block for a prefix.",
+        "One block for each registry; read at each pull (CRI-O: reload). It replaces your block for a prefix."
+        + (f" The mirror's authority goes into /etc/containers/certs.d/{mirror}/ca.crt." if tls else ""),
     )
 
 

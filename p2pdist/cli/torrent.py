@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 
 from p2pdist.admin import AdminClient, NoAgent
+from p2pdist.cli.checks import mirror_url
 from p2pdist.cli.units import in_bytes
 from p2pdist.config import AgentConfig, load_agent
 from p2pdist.errors import ConfigError
@@ -176,7 +177,8 @@ async def _source(stack: AsyncExitStack, config: AgentConfig) -> ImageSource:
     from p2pdist.store import Store
     from p2pdist.torrent.sources import MirrorSource, StoreSource
 
-    mirror = await stack.enter_async_context(MirrorSource(f"http://{config.mirror.host}:{config.mirror.port}"))
+    url, certificate = mirror_url(config, None), config.mirror.tls_certificate
+    mirror = await stack.enter_async_context(MirrorSource(url, certificate))
     if await mirror.answers():
         return mirror
     store = await Store.open(config.node.data_dir, max_bytes=config.node.max_store_bytes)

@@ -13,6 +13,7 @@ from typing import Annotated
 
 import typer
 
+from p2pdist.cli.checks import mirror_url
 from p2pdist.cli.daemons import snippets
 from p2pdist.cli.logs import set_up_logging
 from p2pdist.cli.running import run_server
@@ -117,10 +118,11 @@ def welcome(config: AgentConfig, tracker_port: int | None, token: str = "") -> s
 
     `tracker_port`: of the tracker in this process, if any; `token`: with which other nodes become members.
     """
-    mirror = f"{config.mirror.host}:{config.mirror.port}"
+    url = mirror_url(config, None)
+    scheme, _, mirror = url.partition("://")
     names = [registry.name for registry in config.registries]
-    lines = [f"This node mirrors {', '.join(names)} at http://{mirror}, and keeps its data in {config.node.data_dir}."]
-    for snippet in snippets(mirror, names):
+    lines = [f"This node mirrors {', '.join(names)} at {url}, and keeps its data in {config.node.data_dir}."]
+    for snippet in snippets(mirror, names, tls=scheme == "https"):
         lines += [
             "",
             f"{snippet.daemon}: into {snippet.path}",

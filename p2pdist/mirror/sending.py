@@ -1,7 +1,7 @@
 """A body on its way to one client: back-pressure, progress, and the ways to end it other than well.
 
-A file's bytes go by sendfile: measured on loopback, 256 MiB to curl, it costs this process 0.06 s of CPU time against
-0.14 s for reading and writing (docker-registry: 0.14 s), and no memory however many clients stop reading.
+Without TLS a file's bytes go by sendfile: measured on loopback, 256 MiB to curl, it costs this process 0.06 s of CPU
+time against 0.14 s for reading and writing (docker-registry: 0.14 s), and no memory however many clients stop reading.
 """
 
 from __future__ import annotations
@@ -75,7 +75,8 @@ class Body:
         if transport is None:
             raise ClientGone
         # Nothing is left behind in a buffer of ours: a wait ends when the kernel has taken everything.
-        transport.set_write_buffer_limits(high=0)
+        # With TLS both loops take 0 for "paused with 0 bytes left": such a wait would never end.
+        transport.set_write_buffer_limits(high=1 if _encrypts(transport) else 0)
         self._exchange.response = self._response
         try:
             await self._response.prepare(self._exchange.request)
@@ -95,7 +96,7 @@ class Body:
             self._exchange.sent += len(piece)
 
     async def write_file(self, fd: int, start: int, end: int) -> None:
-        """Send the bytes from `start` to before `end` of a file, without taking them into this process.
+        """Send the bytes from `start` to before `end` of a file, without taking them into this process unless TLS must.
 
         Raises:
             ClientGone: see `write`.
@@ -103,6 +104,10 @@ class Body:
             OSError: it can't be read.
         """
         await self._patiently(self._drained(), self._drained)  # the headers, before anything goes past them
+        transport = self._exchange.request.transport
+        if transport is not None and _encrypts(transport):
+            await self._write_read(fd, start, end)  # past the transport they would go in clear
+            return
         with self._second_descriptor() as sock:
             while start < end:
                 span = min(SPAN, end - start)
@@ -121,6 +126,16 @@ class Body:
                 start += got
                 self._exchange.sent += got
                 await asyncio.sleep(0)  # a client that reads as fast as this sends must not keep the loop to itself
+
+    async def _write_read(self, fd: int, start: int, end: int) -> None:
+        while start < end:
+            span = min(PIECE, end - start)
+            await in_memory(fd, start, span)
+            piece = os.pread(fd, span, start)
+            if not piece:
+                raise StorageError(f"the file ends at byte {start}")
+            await self.write(piece)
+            start += len(piece)
 
     @contextmanager
     def _second_descriptor(self) -> Iterator[int]:
@@ -168,6 +183,10 @@ class Body:
         descriptor = transport.get_extra_info("socket").fileno()
         queued: int = struct.unpack("i", fcntl.ioctl(descriptor, termios.TIOCOUTQ, bytes(4)))[0]
         return transport.get_write_buffer_size() + queued
+
+
+def _encrypts(transport: asyncio.BaseTransport) -> bool:
+    return transport.get_extra_info("ssl_object") is not None
 
 
 async def in_memory(fd: int, start: int, length: int) -> None:

@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import aiohttp
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.x509 import load_pem_x509_certificate
 
-from p2pdist.errors import StorageError, UpstreamError, UpstreamInvalid, UpstreamNotFound, UpstreamUnreachable
+from p2pdist.errors import (
+    ConfigError,
+    StorageError,
+    UpstreamError,
+    UpstreamInvalid,
+    UpstreamNotFound,
+    UpstreamUnreachable,
+)
 from p2pdist.oci import ACCEPT_MANIFESTS, Digest, Repository
 from p2pdist.protocol.limits import MAX_MANIFEST
 from p2pdist.store import Store
@@ -49,10 +59,15 @@ class StoreSource:
 
 
 class MirrorSource:
-    """A running agent's mirror at `url`; an asynchronous context manager."""
+    """A running agent's mirror at `url`; an asynchronous context manager.
 
-    def __init__(self, url: str) -> None:
+    `certificate`: the PEM file of what the mirror shows, if it has TLS. Whoever signed it and whatever name it is for,
+    it must be that one: we go by address. Raises (when made): ConfigError, if the file can't be used.
+    """
+
+    def __init__(self, url: str, certificate: Path | None = None) -> None:
         self._url = url
+        self._tls = _pinned(certificate) if certificate is not None else True
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> MirrorSource:
@@ -100,7 +115,15 @@ class MirrorSource:
         assert self._session is not None
         query = {"ns": repository.registry} if repository is not None else {}
         headers = {"Accept": ACCEPT_MANIFESTS} if "/manifests/" in path else {}
-        return self._session.get(f"{self._url}{path}", params=query, headers=headers)
+        return self._session.get(f"{self._url}{path}", params=query, headers=headers, ssl=self._tls)
+
+
+def _pinned(certificate: Path) -> aiohttp.Fingerprint:
+    try:
+        shown = load_pem_x509_certificate(certificate.read_bytes())  # the first one is the mirror's own
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"mirror.tls_certificate: {certificate} can't be used: {error}") from error
+    return aiohttp.Fingerprint(shown.fingerprint(SHA256()))
 
 
 async def _check(answer: aiohttp.ClientResponse, what: str) -> None:

@@ -44,3 +44,16 @@ def test_registries_conf_names_the_origin_in_the_path_since_podman_sends_no_ns()
         "127.0.0.1:5050/ghcr.io",
         "127.0.0.1:5050/10.0.0.5__5000",
     ]
+
+
+def test_a_mirror_with_tls_is_asked_by_https_and_its_certificate_is_checked():
+    dockerd, containerd, containers = snippets("10.0.0.1:5050", ["docker.io"], tls=True)
+    assert json.loads(dockerd.text) == {"registry-mirrors": ["https://10.0.0.1:5050"]}
+    assert tomllib.loads(containerd.text)["host"] == {
+        "https://10.0.0.1:5050": {"capabilities": ["pull", "resolve"]},
+    }
+    (block,) = tomllib.loads(containers.text)["registry"]
+    assert block["mirror"] == [{"location": "10.0.0.1:5050/docker.io"}], "insecure would take any certificate"
+    assert "/etc/docker/certs.d/10.0.0.1:5050/ca.crt" in dockerd.note
+    assert "ca = " in containerd.note
+    assert "/etc/containers/certs.d/10.0.0.1:5050/ca.crt" in containers.note

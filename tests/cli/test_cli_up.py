@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import ipaddress
 from dataclasses import replace
+from pathlib import Path
 
 from p2pdist.cli.daemons import snippets
 from p2pdist.cli.up import own_address, welcome
-from p2pdist.config import AgentConfig, ClusterConfig, PeerConfig, TrackerConfig
+from p2pdist.config import AgentConfig, ClusterConfig, MirrorConfig, PeerConfig, TrackerConfig
 
 
 def test_the_welcome_has_every_snippet_whole():
@@ -15,6 +16,21 @@ def test_the_welcome_has_every_snippet_whole():
     for snippet in snippets("127.0.0.1:5050", ["docker.io"]):
         assert snippet.path in text
         assert "\n".join(f"    {line}".rstrip() for line in snippet.text.split("\n")) in text
+
+
+def test_a_mirror_with_tls_is_named_by_https_everywhere_and_none_without():
+    config = AgentConfig(mirror=MirrorConfig(tls_certificate=Path("m.crt"), tls_key=Path("m.key")))
+    text = welcome(config, 7070)
+    assert "docker.io at https://127.0.0.1:5050," in text
+    for snippet in snippets("127.0.0.1:5050", ["docker.io"], tls=True):
+        assert "\n".join(f"    {line}".rstrip() for line in snippet.text.split("\n")) in text
+    assert "http://127" not in text
+    assert "https://127" not in welcome(AgentConfig(), 7070)
+
+
+def test_a_mirror_on_all_addresses_is_named_by_one_that_can_be_asked():
+    text = welcome(AgentConfig(mirror=MirrorConfig(host="0.0.0.0", allow_remote=True)), 7070)
+    assert "http://127.0.0.1:5050" in text and "0.0.0.0" not in text
 
 
 def test_the_first_node_says_how_the_others_join():

@@ -17,7 +17,7 @@ import pytest
 from conftest import HUB_ALPINE, Clock, Running, request
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from mirror_fakes import FakeSource, connected, raw_request, read_answer
+from mirror_fakes import FakeSource, Flight, connected, raw_request, read_answer
 
 from p2pdist.config import AgentConfig, MirrorConfig
 from p2pdist.errors import ConfigError
@@ -149,6 +149,34 @@ async def test_over_tls_a_client_certificate_can_be_asked_for(tmp_path: Path) ->
             await get(closed, stranger)
         with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
             await raw_request(open_.port, request(TAG))  # plain HTTP
+
+
+async def test_over_tls_a_stored_blob_is_encrypted_whole_and_in_part_and_a_file_that_ends_early_is_cut(
+    tmp_path: Path,
+) -> None:
+    files, source = Files(tmp_path), FakeSource()
+    data = os.urandom(1 << 20) * 9 + b"the end"
+    flight = Flight(tmp_path / "blob", data).prove()
+    source.flights[flight.digest] = flight
+    stranger = ssl.create_default_context(cafile=str(files.ca))
+    tls = mirror_tls(*files.issue("server"), None)
+    path = f"/v2/library/alpine/blobs/{flight.digest}"
+    async with (
+        MirrorServer(source, MirrorSettings(stop=0.5), port=0, tls=tls) as server,
+        aiohttp.ClientSession() as http,
+    ):
+
+        async def get(**headers: str) -> bytes:
+            options = {"ssl": stranger, "server_hostname": Role.NODE.host, "headers": headers}
+            async with http.get(f"https://127.0.0.1:{server.port}{path}", **options) as answer:
+                return await answer.read()
+
+        assert await get() == data
+        assert await get(Range="bytes=3000000-3999999") == data[3_000_000:4_000_000]
+        assert await get(Range="bytes=-7") == b"the end"
+        os.truncate(tmp_path / "blob", 1 << 20)
+        with pytest.raises(aiohttp.ClientPayloadError):
+            await get()
 
 
 async def test_a_renewed_certificate_is_shown_without_a_restart_and_a_broken_one_is_not(tmp_path: Path) -> None:

@@ -219,6 +219,9 @@ class SlowClient:
     def set_write_buffer_limits(self, high: int) -> None:
         assert high == 0
 
+    def get_extra_info(self, name: str) -> None:
+        assert name == "ssl_object"
+
     async def prepare(self, request: object) -> None: ...
 
     async def write(self, data: memoryview) -> None:
