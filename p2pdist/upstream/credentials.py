@@ -140,6 +140,10 @@ class Credentials:
             # The whole group: a child of a shell script would keep the pipe open.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
+            # What is left in the pipe, too: asyncio calls a process ended when its pipes are, and one that is full of
+            # an answer nobody wants would never be.
+            while await process.stdout.read(64 * 1024):
+                pass
             await process.wait()
         return process.returncode or 0, answer
 

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.xdist_group("machine")  # ports that two at a time would take from each other
+
 
 @pytest.fixture
 def directory(tmp_path, monkeypatch) -> Path:

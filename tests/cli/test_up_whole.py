@@ -18,6 +18,8 @@ from p2pdist.cli.demo.image import make_image
 from p2pdist.cli.demo.pull import Pull
 from p2pdist.cli.demo.registry import MANIFEST_FILE, DemoRegistry
 
+pytestmark = pytest.mark.xdist_group("machine")  # ports that two at a time would take from each other
+
 
 class Node:
     """A running `p2pdist up`; `said` is what it printed until it was ready."""
