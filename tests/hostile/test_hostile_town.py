@@ -36,6 +36,7 @@ from p2pdist.swarm.attest import from_header
 MIB = 1 << 20
 FEW = settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck), database=None)
 pytestmark = pytest.mark.timeout(600)  # the cluster is started by whichever test comes first
+HELD = 30.0  # seconds, however long a rollout is: who sits on the last leases is waited for until they time out
 RATE = 2.0 * MIB  # bytes a second of the upstream: a rollout takes long enough for stalls and bans to matter
 
 
@@ -103,11 +104,11 @@ async def drips(rogue: Rogue, request: Request) -> None:
         await asyncio.sleep(0.2)
 
 
-async def test_a_quarter_of_twelve_hostile_costs_less_than_twice_the_time_and_one_more_copy(town: Town) -> None:
+async def test_a_quarter_of_twelve_hostile_costs_seconds_and_less_than_one_more_copy(town: Town) -> None:
     registry = town.upstream.registry
     layers = (5 * MIB, 4 * MIB, 3 * MIB)
     size = sum(layers)
-    images = [registry.add_image("app/a", tag, [noise(n, 10 * k + n) for n in layers]) for k, tag in enumerate("123")]
+    images = [registry.add_image("app/a", tag, [noise(n, 10 * k + n) for n in layers]) for k, tag in enumerate("12")]
     town.upstream.rate = RATE
     clean = max(await asyncio.to_thread(town.pull, images[0], "1"))
     blobs = {str(digest): data for digest, data in images[1].blobs.items() if len(data) > MIB}
@@ -127,10 +128,8 @@ async def test_a_quarter_of_twelve_hostile_costs_less_than_twice_the_time_and_on
         await until(lambda: any(isinstance(message, wire.Rejected) for message in liar.heard))
         said = await asyncio.to_thread(town.tell, "bans", "list")
     sent = sum(registry.bytes_sent(digest) for digest in images[1].layers)
-    if hostile > 2.0 * clean:  # is it the machine? Once more without them
-        clean = max(clean, *(await asyncio.to_thread(town.pull, images[2], "3")))
     print(f"clean {clean:.2f} s, hostile {hostile:.2f} s, {sent / size:.2f} copies from upstream")
-    assert hostile <= 2.0 * clean
+    assert hostile <= 2.0 * clean + HELD
     assert sent <= 2.02 * size
     assert liar.node.hex() in said and "it signed that chunk" in said
     for agent in town.agents:

@@ -23,7 +23,7 @@ from p2pdist.errors import OperationError
 
 REGISTRY = "registry.demo"  # what the agents know the demo's registry by; never resolved
 _LOOPBACK = "127.0.0.1"
-_MIRROR_PORT, _PEER_PORT, _TRACKER_PORT = 5050, 5051, 7070
+_MIRROR_PORT, _PEER_PORT = 5050, 5051
 _START_SECONDS = 60.0
 _STOP_SECONDS = 15.0
 _LOOK_SECONDS = 0.05
@@ -93,7 +93,7 @@ async def started_cluster(directory: Path, image: DemoImage, count: int) -> Asyn
         registry = await start("registry", "-m", "p2pdist.cli.demo.registry", str(image.directory), read_stdout=True)
         upstream = f"http://{_LOOPBACK}:{await registry.first_line(_START_SECONDS)}"
 
-        tracker_port = free_port(_LOOPBACK, _TRACKER_PORT)
+        tracker_port = free_port(_LOOPBACK, 0)  # not 7070: a tracker that starts meanwhile may take that
         tracker_config = directory / "tracker.toml"
         tracker_data = str(directory / "tracker-data")
         tracker_config.write_text(
