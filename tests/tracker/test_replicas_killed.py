@@ -25,7 +25,7 @@ from p2pdist.config import RegistryConfig, TrackerConfig
 
 MIB = 1 << 20
 RATE = 4 * MIB  # bytes per second from upstream: a rollout takes seconds, on any machine
-NODES = 4
+NODES = 12
 
 
 class Slow:
