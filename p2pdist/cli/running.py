@@ -59,7 +59,7 @@ async def _until_stopped(server: Callable[[asyncio.Event], Awaitable[None]], shu
 
 
 def _spare_what_stays() -> None:
-    """No collection looks at modules, classes and settings again: that took a third of an agent's CPU in a roll-out."""
+    """No collection looks at modules, classes and settings again: 5 to 10% of an agent's CPU (bench/RESULTS.md)."""
     gc.freeze()
     gc.set_threshold(10_000, 20, 20)
 

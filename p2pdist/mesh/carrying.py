@@ -12,10 +12,9 @@ from collections.abc import Awaitable, Callable
 
 from p2pdist.errors import PeerError, ProtocolError, SignerRefused, StorageError
 from p2pdist.mesh.decide import Ask
-from p2pdist.mesh.fetching import Fetch, Outbound
+from p2pdist.mesh.fetching import Fetch, Outbound, prove_answer
 from p2pdist.mesh.wire import Head
 from p2pdist.protocol.messages import PeerInfo
-from p2pdist.swarm.attest import from_header
 from p2pdist.swarm.exchange import Exchange
 
 TRIES = 8  # requests for one chunk that a source may put off
@@ -63,14 +62,7 @@ class Carrier:
             one = _One(Fetch(Ask(source.node, exchange.name, index), exchange), half, self._count)
             answer = await self._ask(one, source)
             if answer is not None:
-                receiver = one.fetch.receiver
-                try:
-                    if receiver is not None and not receiver.hashed:
-                        await asyncio.get_running_loop().run_in_executor(None, receiver.hash_file)
-                    self._prove(one, answer)
-                finally:
-                    if receiver is not None:
-                        receiver.close()
+                self._prove(one.fetch, answer)
                 return
             if one.absent and not attempt:
                 self._dial(source)
@@ -110,20 +102,14 @@ class Carrier:
             if loop.time() - one.heard > self._stall:
                 raise TimeoutError(f"nothing came for {self._stall} s")
 
-    def _prove(self, one: _One, head: Head) -> None:
-        fetch = one.fetch
-        peer = fetch.ask.peer
-        assert fetch.receiver is not None
+    def _prove(self, fetch: Fetch, head: Head) -> None:
         try:
-            text = head.headers.get("p2pdist-attestation")
-            if text is None:
-                raise PeerError("it came without an attestation", peer=peer.hex())
-            fetch.exchange.prove(fetch.receiver, from_header(text), peer)
+            prove_answer(fetch, head)
         except SignerRefused:
             raise
         except (PeerError, ProtocolError) as error:
             self._refused(fetch, error)
-            raise PeerError(str(error), peer=peer.hex()) from error
+            raise PeerError(str(error), peer=fetch.ask.peer.hex()) from error
 
     def close(self) -> None:
         """Let go of every connection."""

@@ -239,7 +239,7 @@ class Decisions(Generic[Peer]):
         return all(n.has[blob] == b.full for n in self._neighbours.values() if blob in n.has)
 
     def _cost(self, candidate: tuple[Peer, _Neighbour[Peer], int]) -> float:
-        """How long a request may take there: its load, ours on it, a little noise; over its measured pace."""
+        """How long a request may take there: its load, ours on it, a little noise."""
         n = candidate[1]
         return max(n.load, n.out) + 0.5 * n.out + self._rng.random() * 0.1
 

@@ -11,16 +11,15 @@ import structlog
 
 from p2pdist.errors import PeerError, ProtocolError, SignerRefused, StorageError
 from p2pdist.mesh.decide import Ask, Decisions
-from p2pdist.mesh.fetching import Fetch, Outbound
+from p2pdist.mesh.fetching import Fetch, Outbound, prove_answer
 from p2pdist.mesh.knobs import Knobs
 from p2pdist.mesh.neighbours import DIAL, Neighbours
 from p2pdist.mesh.network import Network
 from p2pdist.mesh.wire import Head
 from p2pdist.protocol.messages import PeerInfo
 from p2pdist.scope import Scope
-from p2pdist.swarm.attest import from_header
 from p2pdist.swarm.engine import EngineStats
-from p2pdist.swarm.exchange import Exchange, Receiver
+from p2pdist.swarm.exchange import Exchange
 
 _log = structlog.get_logger("p2pdist.mesh")
 
@@ -183,40 +182,16 @@ class Downloads:
 
     def fetch_done(self, fetch: Fetch, head: Head) -> None:
         """All bytes of the chunk are in its receiver."""
-        ask, receiver, outbound = fetch.ask, fetch.receiver, fetch.connection
-        if self._fetches.get((ask.peer, ask.blob, ask.index)) is not fetch or receiver is None:
+        ask, outbound = fetch.ask, fetch.connection
+        if not self._forget_fetch(fetch):
             return
-        fetch.connection = None  # free for the next chunk
         if outbound is not None and ask.peer in self._near.links:
             self._idle.setdefault(ask.peer, []).append(outbound)
         elif outbound is not None:
             outbound.close()
-        if receiver.hashed:
-            self._settle(fetch, receiver, head)
-        else:
-            self._scope.spawn(self._hash_and_settle(fetch, receiver, head))
-
-    async def _hash_and_settle(self, fetch: Fetch, receiver: Receiver, head: Head) -> None:
-        try:
-            await self._loop.run_in_executor(None, receiver.hash_file)
-        except (OSError, StorageError) as error:
-            receiver.close()
-            self.fetch_failed(fetch, error if isinstance(error, StorageError) else StorageError(str(error)))
-            return
-        self._settle(fetch, receiver, head)
-
-    def _settle(self, fetch: Fetch, receiver: Receiver, head: Head) -> None:
-        """The bytes are here and hashed: do they prove the chunk?"""
-        ask = fetch.ask
-        if not self._forget_fetch(fetch):
-            receiver.close()
-            return
         self._decide.received(ask, self._loop.time() - fetch.began)
         try:
-            text = head.headers.get("p2pdist-attestation")
-            if text is None:
-                raise PeerError(f"chunk {ask.index} of {ask.blob} came without an attestation", peer=ask.peer.hex())
-            if fetch.exchange.prove(receiver, from_header(text), ask.peer):
+            if prove_answer(fetch, head):
                 self._stats.chunks_in += 1
             else:
                 self._stats.bytes_redundant += fetch.exchange.length(ask.index)

@@ -15,6 +15,7 @@ from p2pdist.mesh.network import WakeUp
 from p2pdist.mesh.wire import Head, parse_head
 from p2pdist.protocol import limits
 from p2pdist.protocol.chunks import chunk_range
+from p2pdist.swarm.attest import from_header
 from p2pdist.swarm.exchange import Exchange, Receiver
 
 _BUFFER = 256 * 1024
@@ -55,6 +56,17 @@ class Fetch:
         self.connection: Outbound | None = None
         self.began = 0.0  # loop time of the first byte
         self.half = False  # neighbours were told that it is coming
+
+
+def prove_answer(fetch: Fetch, head: Head) -> bool:
+    """Prove a chunk that came whole by the attestation that came with it; see `Exchange.prove`."""
+    ask = fetch.ask
+    assert fetch.receiver is not None
+    fetch.receiver.close()
+    text = head.headers.get("p2pdist-attestation")
+    if text is None:
+        raise PeerError(f"chunk {ask.index} of {ask.blob} came without an attestation", peer=ask.peer.hex())
+    return fetch.exchange.prove(fetch.receiver, from_header(text), ask.peer)
 
 
 class Outbound(asyncio.BufferedProtocol):
@@ -155,7 +167,7 @@ class Outbound(asyncio.BufferedProtocol):
         if not self._owner.fetch_answered(fetch, load):
             self.close()
             return
-        fetch.receiver = fetch.exchange.receive(fetch.ask.index, later=True)
+        fetch.receiver = fetch.exchange.receive(fetch.ask.index)
         self._head = head
         filled, self._filled = self._filled, 0
         if filled > end + 4:

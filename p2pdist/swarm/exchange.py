@@ -124,10 +124,10 @@ class Exchange:
 
     # --- receiving -----------------------------------------------------------------------------------------------
 
-    def receive(self, index: int, *, later: bool = False) -> Receiver:
-        """A receiver for chunk `index`; `later`: the caller calls its `hash_file` where it isn't `hashed`."""
+    def receive(self, index: int) -> Receiver:
+        """A receiver for chunk `index`."""
         direct = index not in self._direct and not self.have >> index & 1
-        receiver = Receiver(self, index, direct, later)
+        receiver = Receiver(self, index, direct)
         if direct:
             self._direct[index] = receiver
         return receiver
@@ -151,8 +151,6 @@ class Exchange:
         receiver.close()
         index = receiver.index
         got = receiver.digest()
-        if not receiver.hashed and self.have >> index & 1:
-            got = attestation.sha256  # another peer's bytes may be in the file by now: they say nothing of this one's
         if got != attestation.sha256:
             raise PeerError(
                 f"chunk {index} of {self.name}: attested sha256 {attestation.sha256.hex()}, got {got.hex()}",
@@ -198,7 +196,7 @@ class Exchange:
             return None if record is None else record[0]
         known = self._hashes.get(index)
         if known is None:
-            known = self._hashes[index] = self.hash_chunk(index)
+            known = self._hashes[index] = self._hash_range(*chunk_range(index, self.size, self.chunk_size))
         return known
 
     def witness(self, index: int) -> Attestation | None:
@@ -270,10 +268,6 @@ class Exchange:
             return None
         packed = self._signed[index] = pack(own)
         return packed
-
-    def hash_chunk(self, index: int) -> bytes:
-        """sha256 of chunk `index` as it is in the file now, proved or not; blocking."""
-        return self._hash_range(*chunk_range(index, self.size, self.chunk_size))
 
     def _hash_range(self, start: int, end: int) -> bytes:
         hasher = hashlib.sha256()

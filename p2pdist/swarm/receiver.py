@@ -10,33 +10,29 @@ from p2pdist.protocol.chunks import chunk_range
 if TYPE_CHECKING:
     from p2pdist.swarm.exchange import Exchange
 
-_LARGE = 512 * 1024  # bytes of a chunk whose hash takes the loop longer than a thread's hand-over does
-
 
 class Receiver:
-    """Takes the bytes of one chunk in order, hashing them as they come, or `later`, a large one in a thread.
+    """Takes the bytes of one chunk in order, hashing them as they come.
 
     The first receiver of a chunk writes straight to the staging file; one beside it (the end game asks two peers)
     keeps its bytes in memory until they are proved, so that a liar can't overwrite what an honest peer sent.
     """
 
-    __slots__ = ("_buffer", "_exchange", "_hash", "_sha256", "index", "offset", "remaining")
+    __slots__ = ("_buffer", "_exchange", "_hash", "index", "offset", "remaining")
 
-    def __init__(self, exchange: Exchange, index: int, direct: bool, later: bool) -> None:
+    def __init__(self, exchange: Exchange, index: int, direct: bool) -> None:
         self.index = index
         self.offset, end = chunk_range(index, exchange.size, exchange.chunk_size)
         self.remaining = end - self.offset
         self._exchange = exchange
-        self._hash = None if direct and later and self.remaining >= _LARGE else hashlib.sha256()
-        self._sha256 = b""  # of the file; empty before `hash_file`
+        self._hash = hashlib.sha256()
         self._buffer: bytearray | None = None if direct else bytearray()
 
     def feed(self, data: bytes | memoryview) -> None:
         """The next bytes. ValueError if they are more than the chunk has; StorageError from the disk."""
         if len(data) > self.remaining:
             raise ValueError(f"chunk {self.index}: {len(data) - self.remaining} bytes too many")
-        if self._hash is not None:
-            self._hash.update(data)
+        self._hash.update(data)
         if self._buffer is not None:
             self._buffer += data
         elif not self._exchange.have >> self.index & 1:
@@ -44,18 +40,9 @@ class Receiver:
         self.offset += len(data)
         self.remaining -= len(data)
 
-    @property
-    def hashed(self) -> bool:
-        """Whether the bytes were hashed as they came; else `hash_file`, in a thread, before `digest`."""
-        return self._hash is not None
-
-    def hash_file(self) -> None:
-        """Hash the whole chunk where it was written to; blocking. OSError, StorageError: the file can't be read."""
-        self._sha256 = self._exchange.hash_chunk(self.index)
-
     def digest(self) -> bytes:
         """sha256 of what came, 32 bytes."""
-        return self._hash.digest() if self._hash is not None else self._sha256
+        return self._hash.digest()
 
     def flush(self) -> None:
         """Write what was kept in memory; only after it was proved."""
