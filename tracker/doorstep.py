@@ -6,12 +6,11 @@ Behind TLS these are all who complete a handshake: a certificate isn't needed fo
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable
 
-import structlog
 from aiohttp import web
 
+from p2pdist.connections import Between, Connection, HttpLog, Refused
 from tracker.sessions import Traffic
 
 HANDSHAKE = 30.0  # seconds for TLS: five hundred nodes may enrol at once
@@ -35,7 +34,7 @@ class Doorstep:
         stay: float = STAY,
     ) -> None:
         self._server = server
-        self._log = _HttpLog()
+        self._log = HttpLog("tracker")
         self._sessions = sessions
         self._most = most
         self.traffic = traffic
@@ -46,8 +45,8 @@ class Doorstep:
     def __call__(self) -> asyncio.Protocol:
         if len(self.connections) - self._sessions() >= self._most:
             self.traffic.crowded += 1
-            return _Refused()
-        connection = _Connection(
+            return Refused()
+        connection = Connection(
             self._server,
             loop=asyncio.get_running_loop(),
             access_log=None,  # type: ignore[arg-type]  # none: the documented meaning, which its annotation forgot
@@ -57,46 +56,15 @@ class Doorstep:
         return _Guard(connection, self)
 
 
-class _Connection(web.RequestHandler):
-    """What can't be read isn't said again, to whoever asked or in a log: it may hold a password."""
-
-    __slots__ = ()
-
-    def handle_error(
-        self,
-        request: web.BaseRequest,
-        status: int = 500,
-        exc: BaseException | None = None,
-        message: str | None = None,
-    ) -> web.StreamResponse:
-        return super().handle_error(request, status, exc, "the request can't be read" if status < 500 else message)
-
-
-class _HttpLog(logging.Logger):
-    """What aiohttp has to say of requests that are no HTTP: one line, without their bytes."""
-
-    def __init__(self) -> None:
-        super().__init__("tracker.http", logging.INFO)
-        self._lines = structlog.get_logger("tracker")
-
-    def isEnabledFor(self, level: int) -> bool:
-        return level > logging.INFO
-
-    def handle(self, record: logging.LogRecord) -> None:
-        kind = record.exc_info[0] if record.exc_info else None
-        self._lines.info("request dropped", why=kind.__name__ if kind else record.msg)
-
-
-class _Guard(asyncio.Protocol):
-    """Passes everything on between a connection and the HTTP server's protocol for it."""
+class _Guard(Between):
+    """Ends a connection that asks for nothing, or stays without asking for a WebSocket."""
 
     def __init__(self, inner: asyncio.Protocol, step: Doorstep) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._step = step
         self._head = bytearray()
         self._settled = False  # a whole head came, and it asks for a WebSocket
         self._asked = False
-        self._transport: asyncio.Transport | None = None
         loop = asyncio.get_running_loop()
         self._timers = [
             loop.call_later(step.patience, self._look, False),
@@ -113,9 +81,8 @@ class _Guard(asyncio.Protocol):
             self._transport.abort()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvloop's is no subclass
-        self._transport = transport
         self._step.connections.add(self)
-        self._inner.connection_made(transport)
+        super().connection_made(transport)
 
     def data_received(self, data: bytes) -> None:
         if not self._asked:
@@ -128,27 +95,10 @@ class _Guard(asyncio.Protocol):
             elif len(self._head) > MAX_HEAD:
                 self._close()
                 return
-        self._inner.data_received(data)
-
-    def eof_received(self) -> bool | None:
-        return self._inner.eof_received()
-
-    def pause_writing(self) -> None:
-        self._inner.pause_writing()
-
-    def resume_writing(self) -> None:
-        self._inner.resume_writing()
+        super().data_received(data)
 
     def connection_lost(self, exc: Exception | None) -> None:
         for timer in self._timers:
             timer.cancel()
-        self._transport = None
         self._step.connections.discard(self)
-        self._inner.connection_lost(exc)
-
-
-class _Refused(asyncio.Protocol):
-    """There are as many as may be."""
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvloop's is no subclass
-        transport.abort()
+        super().connection_lost(exc)

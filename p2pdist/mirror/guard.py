@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 
+from p2pdist.connections import Between
 from p2pdist.mirror.app import MirrorCounts
 
 MAX_HEAD = 64 * 1024  # bytes of one request, its head; aiohttp bounds each line, not how many there are
 
 
-class Guard(asyncio.Protocol):
+class Guard(Between):
     """Stands between a connection and the HTTP server's protocol for it, and passes everything on.
 
     The first request must be there in `seconds`, and each in `MAX_HEAD` bytes; else the connection is closed.
@@ -18,11 +19,10 @@ class Guard(asyncio.Protocol):
     def __init__(
         self, inner: asyncio.Protocol, counts: MirrorCounts, open_: dict[object, Guard], seconds: float
     ) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._counts = counts
         self._open = open_
         self._bytes = 0  # since the last request
-        self._transport: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = asyncio.get_running_loop().call_later(seconds, self._late)
 
     def asked(self) -> None:
@@ -42,9 +42,8 @@ class Guard(asyncio.Protocol):
             self._transport.abort()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvloop's is no subclass
-        self._transport = transport
         self._open[self._inner] = self
-        self._inner.connection_made(transport)
+        super().connection_made(transport)
 
     def data_received(self, data: bytes) -> None:
         self._bytes += len(data)
@@ -52,26 +51,9 @@ class Guard(asyncio.Protocol):
             self._counts.large_requests += 1
             self._transport.abort()
             return
-        self._inner.data_received(data)
-
-    def eof_received(self) -> bool | None:
-        return self._inner.eof_received()
-
-    def pause_writing(self) -> None:
-        self._inner.pause_writing()
-
-    def resume_writing(self) -> None:
-        self._inner.resume_writing()
+        super().data_received(data)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.done()
-        self._transport = None
         self._open.pop(self._inner, None)
-        self._inner.connection_lost(exc)
-
-
-class Refused(asyncio.Protocol):
-    """There are as many connections as may be."""
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvloop's is no subclass
-        transport.abort()
+        super().connection_lost(exc)

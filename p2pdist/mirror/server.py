@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
-import structlog
 from aiohttp import web
 
+from p2pdist.connections import Connection, HttpLog, Refused
 from p2pdist.errors import ConfigError
 from p2pdist.mirror.app import MIRROR, Mirror, MirrorCounts, OnServed, app
 from p2pdist.mirror.encryption import MirrorTls
-from p2pdist.mirror.guard import Guard, Refused
+from p2pdist.mirror.guard import Guard
 from p2pdist.mirror.settings import MirrorSettings
 from p2pdist.mirror.source import Source
 
@@ -59,7 +58,7 @@ class MirrorServer:
         self._mirror: Mirror | None = None
         self._listener: asyncio.Server | None = None
         self._guards: dict[object, Guard] = {}
-        self._log = _HttpLog("p2pdist.mirror")
+        self._log = HttpLog("p2pdist.mirror")
 
     @property
     def connections(self) -> int:
@@ -102,7 +101,7 @@ class MirrorServer:
         if self.connections >= self._settings.max_connections:
             self.counts.refused_connections += 1
             return Refused()
-        connection = _Connection(
+        connection = Connection(
             self._runner.server,
             loop=asyncio.get_running_loop(),
             access_log=None,  # type: ignore[arg-type]  # none: the documented meaning, which its annotation forgot
@@ -146,33 +145,3 @@ async def _within(seconds: float, mirror: Mirror) -> bool:
     except TimeoutError:
         return False
     return True
-
-
-class _Connection(web.RequestHandler):
-    """What can't be read isn't said again, to whoever asked or in a log: it may hold a password."""
-
-    __slots__ = ()
-
-    def handle_error(
-        self,
-        request: web.BaseRequest,
-        status: int = 500,
-        exc: BaseException | None = None,
-        message: str | None = None,
-    ) -> web.StreamResponse:
-        return super().handle_error(request, status, exc, "the request can't be read" if status < 500 else message)
-
-
-class _HttpLog(logging.Logger):
-    """What aiohttp has to say of requests that are no HTTP: one line, without the bytes, which may be a password."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__(name, logging.INFO)
-        self._lines = structlog.get_logger(name)
-
-    def isEnabledFor(self, level: int) -> bool:
-        return level > logging.INFO
-
-    def handle(self, record: logging.LogRecord) -> None:
-        kind = record.exc_info[0] if record.exc_info else None
-        self._lines.info("request dropped", why=kind.__name__ if kind else record.msg)
