@@ -19,8 +19,9 @@ from urllib.parse import unquote_to_bytes
 
 from aiohttp import web
 
-from p2pdist.errors import ConfigError, InputError, OperationError
+from p2pdist.errors import ConfigError, InputError
 from p2pdist.protocol.bencode import Bencodable, encode
+from tracker.ownport import OwnPort
 from tracker.rules import option
 
 HASH = 20  # bytes of an info-hash and of a peer id
@@ -253,7 +254,7 @@ class AnnounceServer:
         self._rules = rules
         self._now = now
         self._announces = Announces(rules, rng or random.Random())
-        self._runner: web.AppRunner | None = None
+        self._own: OwnPort | None = None
 
     def routes(self, app: web.Application) -> None:
         """Mount it."""
@@ -265,23 +266,18 @@ class AnnounceServer:
             return self
         app = web.Application()
         self.routes(app)
-        runner = web.AppRunner(app, handle_signals=False, access_log=None, shutdown_timeout=1.0)
-        await runner.setup()
         host, port = self._rules.host, self._rules.port
-        try:
-            await web.TCPSite(runner, host, port, backlog=256).start()
-        except OSError as error:
-            await runner.cleanup()
-            raise OperationError(f"can't listen on {host}:{port} (announce.port): {error.strerror}") from error
-        self._runner = runner
-        self.port = runner.addresses[0][1]
+        self._own = await OwnPort(
+            app, host, port, f"can't listen on {host}:{port} (announce.port)", backlog=256
+        ).__aenter__()
+        self.port = self._own.port
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._runner is not None:
-            await self._runner.cleanup()
+        if self._own is not None:
+            await self._own.__aexit__(kind, error, trace)
 
     async def _announce(self, request: web.Request) -> web.Response:
         return self._answer(

@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 
 from p2pdist.errors import ConfigError, P2pdistError
 from tracker.config import TrackerSettings, load
+from tracker.durations import seconds_in
 from tracker.enrol import open_authority
 from tracker.state import State, open_configured
 from tracker.tokens import FOREVER, Ban, Facts
@@ -30,7 +31,6 @@ Data = Annotated[str | None, typer.Option(help="The tracker's data directory; ov
 Url = Annotated[
     str | None, typer.Option("--state", help="URL of the Redis or Valkey of its replicas; overrides the file.")
 ]
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
 @token.command("create")
@@ -156,10 +156,10 @@ def _label(text: str) -> tuple[str, str]:
 
 def seconds_of(text: str) -> float:
     """Seconds in a time like 30m, 24h or 7d. ConfigError."""
-    match = re.fullmatch(r"([1-9][0-9]{0,5})([smhd])", text)
-    if match is None:
+    seconds = seconds_in(text)
+    if seconds is None:
         raise ConfigError(f"--ttl: wanted a time like 30m, 24h or 7d, got {text!r}")
-    return float(match[1]) * _UNITS[match[2]]
+    return float(seconds)
 
 
 def _node(text: str) -> bytes:

@@ -8,7 +8,7 @@ from typing import Self
 
 from aiohttp import web
 
-from p2pdist.errors import OperationError
+from tracker.ownport import OwnPort
 
 
 class MetricsServer:
@@ -21,28 +21,21 @@ class MetricsServer:
         self._host = host
         self._port = port
         self._render = render
-        self._runner: web.AppRunner | None = None
+        self._own: OwnPort | None = None
 
     async def __aenter__(self) -> Self:
         if not self._port:
             return self
         app = web.Application(client_max_size=1024)
         app.router.add_get("/metrics", self._answer)
-        runner = web.AppRunner(app, handle_signals=False, access_log=None, shutdown_timeout=1.0)
-        await runner.setup()
-        try:
-            await web.TCPSite(runner, self._host, self._port).start()
-        except OSError as error:
-            await runner.cleanup()
-            raise OperationError(f"metrics_port: {self._host}:{self._port}: {error.strerror}") from error
-        self._runner = runner
+        self._own = await OwnPort(app, self._host, self._port, f"metrics_port: {self._host}:{self._port}").__aenter__()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._runner is not None:
-            await self._runner.cleanup()
+        if self._own is not None:
+            await self._own.__aexit__(kind, error, trace)
 
     async def _answer(self, request: web.Request) -> web.Response:
         body, content_type = self._render()

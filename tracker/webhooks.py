@@ -21,9 +21,11 @@ import msgspec
 import structlog
 from aiohttp import web
 
-from p2pdist.errors import ConfigError, InputError, OperationError, StorageError
+from p2pdist.errors import ConfigError, InputError, StorageError
 from p2pdist.oci import ImagePattern, Reference
 from tracker.desk import Desk, TooMany
+from tracker.durations import seconds_in
+from tracker.ownport import OwnPort
 from tracker.preheats import Order
 from tracker.rules import option
 
@@ -31,7 +33,6 @@ PATHS = frozenset({"/v1/hooks/distribution", "/v1/hooks/harbor"})  # no certific
 MAX_BODY = 512 * 1024  # bytes of a report
 MAX_EVENTS = 256  # of one report that are looked at
 LEAST_TOKEN = 16  # characters
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 log = structlog.get_logger()
 
 
@@ -93,8 +94,8 @@ class Rule:
                     platforms.append(value)
                 elif name == "nodes" and value.isdigit():
                     nodes = int(value)
-                elif name == "keep" and (match := re.fullmatch(r"([1-9][0-9]{0,5})([smhd])", value)):
-                    keep = int(match[1]) * _UNITS[match[2]]
+                elif name == "keep" and (seconds := seconds_in(value)) is not None:
+                    keep = seconds
                 else:
                     raise ConfigError(
                         f"hooks.images: wanted label:K=V, nodes:N, platform:OS/ARCH or keep:7d; got {word!r}"
@@ -114,7 +115,7 @@ class Webhooks:
         self._secret = rules.secret()
         self._images = [Rule.parse(text) for text in rules.images.split(",") if text.strip()]
         self.port = 0
-        self._runner: web.AppRunner | None = None
+        self._own: OwnPort | None = None
         if self._secret is not None and not self._images:
             raise ConfigError("hooks.images: no rule says which images a report may start a preheat of")
 
@@ -130,23 +131,18 @@ class Webhooks:
             return self
         app = web.Application()
         self.routes(app)
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
-        await runner.setup()
         host, port = self._rules.host, self._rules.port
-        try:
-            await web.TCPSite(runner, host, port, backlog=64).start()
-        except OSError as error:
-            await runner.cleanup()
-            raise OperationError(f"can't listen on {host}:{port} (hooks.port): {error.strerror}") from error
-        self._runner = runner
-        self.port = runner.addresses[0][1]
+        self._own = await OwnPort(
+            app, host, port, f"can't listen on {host}:{port} (hooks.port)", backlog=64
+        ).__aenter__()
+        self.port = self._own.port
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._runner is not None:
-            await self._runner.cleanup()
+        if self._own is not None:
+            await self._own.__aexit__(kind, error, trace)
 
     async def _distribution(self, request: web.Request) -> web.Response:
         return await self._answer(request, pushed_to_distribution)
