@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import http.client
-import json
 import os
 import signal
 import socket
@@ -21,6 +20,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from aiohttp import web
+from lab.agents import status_at
 from support.faults import Call
 from support.images import Image
 from support.registry import FakeRegistry, noise
@@ -129,14 +129,7 @@ class AgentProgram(Program):
     def status(self) -> dict[str, Any]:
         """What `p2pdist status` shows; empty while it starts."""
         try:
-            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-                connection.settimeout(10.0)
-                connection.connect(str(self.data / "admin.sock"))
-                connection.sendall(b"GET /status HTTP/1.1\r\nHost: agent\r\nConnection: close\r\n\r\n")
-                response = http.client.HTTPResponse(connection)
-                response.begin()
-                answer: dict[str, Any] = json.load(response)
-                return answer
+            return status_at(self.data / "admin.sock")
         except (FileNotFoundError, ConnectionError):
             return {}
 

@@ -116,18 +116,23 @@ class Agent:
 
     def status(self) -> dict[str, Any]:
         """What `p2pdist status` would show, straight from its admin socket."""
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-            connection.settimeout(10.0)
-            connection.connect(str(self.data / "admin.sock"))
-            connection.sendall(b"GET /status HTTP/1.1\r\nHost: agent\r\nConnection: close\r\n\r\n")
-            response = http.client.HTTPResponse(connection)
-            response.begin()
-            answer: dict[str, Any] = json.load(response)
-            return answer
+        return status_at(self.data / "admin.sock")
 
     def _start(self) -> Process:
         argv = [program("p2pdist"), "agent", "--config", str(self._config)]
         return self._lab.start(f"agent-{self.host.name}", argv, self.host)
+
+
+def status_at(admin: Path) -> dict[str, Any]:
+    """What the agent with this admin socket says of itself."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(10.0)
+        connection.connect(str(admin))
+        connection.sendall(b"GET /status HTTP/1.1\r\nHost: agent\r\nConnection: close\r\n\r\n")
+        response = http.client.HTTPResponse(connection)
+        response.begin()
+        answer: dict[str, Any] = json.load(response)
+        return answer
 
 
 def program(name: str) -> str:
