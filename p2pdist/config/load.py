@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from p2pdist.config import values as v
-from p2pdist.config.options import AgentConfig, Option, RegistryConfig, Section, section_types
+from p2pdist.config.agent import AgentConfig, section_types
+from p2pdist.config.declare import Option, Section
+from p2pdist.config.registries import RegistryConfig
 from p2pdist.errors import ConfigError
 
 PREFIX = "P2PDIST_"

@@ -10,8 +10,9 @@ import sys
 import textwrap
 from pathlib import Path
 
+from p2pdist.config.agent import section_types
+from p2pdist.config.declare import Option
 from p2pdist.config.load import PREFIX, REGISTRIES, options_of, variable_of
-from p2pdist.config.options import Option, section_types
 
 EXAMPLE = Path("deploy/agent.example.toml")
 PAGE = Path("docs/configuration.md")

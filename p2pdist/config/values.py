@@ -241,6 +241,14 @@ IMAGES: Kind[str] = Kind("images", _images, show=quoted)
 HTTP_URL: Kind[str] = Kind("address", lambda value: _web_address(value, ("https", "http")), show=quoted)
 
 
+def is_loopback(host: str) -> bool:
+    """Whether a host name or address, as `HOST` takes it, means this machine only."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 def resolve_relative(values: Mapping[str, object], base: Path) -> dict[str, object]:
     """`values` with every relative Path placed under `base`: a configuration file's paths start where it lies."""
     return {name: base / value if isinstance(value, Path) else value for name, value in values.items()}

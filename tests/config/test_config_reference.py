@@ -8,7 +8,7 @@ import tomllib
 from pathlib import Path
 
 from p2pdist.config import AgentConfig, load_agent
-from p2pdist.config.options import section_types
+from p2pdist.config.agent import section_types
 from p2pdist.config.reference import EXAMPLE, PAGE, example, page_with_tables
 
 ROOT = Path(__file__).parents[2]
