@@ -42,8 +42,8 @@ class Section:
 
     def __post_init__(self) -> None:
         for item in fields(self):  # type: ignore[arg-type]  # every subclass is a dataclass
-            option = item.metadata["option"]
+            declared = item.metadata["option"]
             try:
-                object.__setattr__(self, item.name, option.kind.accept(getattr(self, item.name)))
+                object.__setattr__(self, item.name, declared.kind.accept(getattr(self, item.name)))
             except ValueError as error:
                 raise ConfigError(f"{item.name}: {error}") from error
