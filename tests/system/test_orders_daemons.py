@@ -1,92 +1,41 @@
-"""Real daemons behind an agent that has orders: what was pulled ahead is there, what is denied is refused.
-
-Nothing answers at the names of the registries inside the node: what a daemon gets, it has from the agent.
-"""
+"""Real daemons behind an agent that has orders: what was pulled ahead is there, what is denied is refused."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
 
 import pytest
-from lab.agents import MIRROR_PORT, Agent, Tracker
+from lab.agents import MIRROR_PORT
 from lab.agents import program as program_file
-from lab.daemons import Containerd, Docker
+from lab.confined import NAMES, Confined
 from lab.images import image
 from lab.lab import Lab
-from lab.net import Host
 from lab.process import Process, wait_until
-from lab.registry import Registry
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
 
 MIB = 1 << 20
-REGISTRY = "registry.test:5000"
-NOWHERE = "127.0.0.9"  # nothing listens there
-HOSTS = f"""server = "http://127.0.0.1:{MIRROR_PORT}"
-[host."http://127.0.0.1:{MIRROR_PORT}"]
-  capabilities = ["pull", "resolve"]
-"""
-NAMES = {"dockerd": "docker.io", "containerd": REGISTRY}
 WHY = "CVE-2026-1: runs as root"
 
 
-@dataclass
-class Site:
-    """A registry, a tracker, and one node with an agent, dockerd and containerd."""
+class Site(Confined):
+    """One node, and orders for it."""
 
-    lab: Lab
-    registry: Registry
-    tracker: Tracker
-    data: Path
-    node: Host
-    programs: dict[str, Docker | Containerd]
-    numbers: Iterator[int] = field(default_factory=itertools.count)
-
-    def name(self, program: str, repository: str) -> str:
-        return f"{NAMES[program]}/{repository}:v1"
-
-    def pull(self, program: str, repository: str) -> Process:
-        name = self.name(program, repository)
-        if program == "dockerd":
-            return self.run("docker", "pull", name)
-        hosts = self.lab.path(self.node.name, "containerd", "certs.d")
-        return self.run("ctr", "images", "pull", "--hosts-dir", str(hosts), name)
+    def __init__(self, lab: Lab) -> None:
+        self._data = lab.path("tracker-data")
+        super().__init__(lab, tracker={"": {"data_directory": str(self._data)}, "preheat": {"settle": 0.0}})
 
     def preheat(self, *words: str) -> Process:
         return self.run(program_file("p2pdist"), "preheat", *words, "--tracker", self.tracker.url)
 
     def deny(self, *words: str) -> Process:
-        return self.run(program_file("p2pdist-tracker"), "deny", *words, "--data", str(self.data))
-
-    def run(self, *argv: str) -> Process:
-        """Has ended; a log of its own."""
-        docker, containerd = self.programs["dockerd"], self.programs["containerd"]
-        env = {"DOCKER_HOST": f"unix://{docker.directory}/sock", "CONTAINERD_ADDRESS": containerd.socket}
-        process = self.lab.start(f"{next(self.numbers)}-{Path(argv[0]).name}", argv, self.node, env=env)
-        process.wait(90)
-        return process
+        return self.run(program_file("p2pdist-tracker"), "deny", *words, "--data", str(self._data))
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     with Lab(logs=tmp_path_factory.mktemp("orders-logs")) as lab:
-        registry = Registry(lab, lab.host("registry"))
-        node = lab.host("node")
-        node.names({"registry.test": NOWHERE, "registry-1.docker.io": NOWHERE})
-        names = dict.fromkeys(NAMES.values(), registry.url)
-        data = lab.path("tracker-data")
-        extra = {"": {"data_directory": str(data)}, "preheat": {"settle": 0.0}}
-        tracker = Tracker(lab, lab.host("tracker"), extra=extra)
-        agent = Agent(lab, node, trackers=[tracker.url], registries=names)
-        containerd = Containerd(lab, node, hosts=HOSTS, registry=REGISTRY)
-        docker = Docker(lab, node, containerd, mirror=agent.url, spare=None, registry=REGISTRY)
-        for one in (agent, containerd, docker):
-            one.wait()
-        wait_until("the agent at the tracker", lambda: tracker.agents() == 1)
-        yield Site(lab, registry, tracker, data, node, {"dockerd": docker, "containerd": containerd})
+        yield Site(lab)
 
 
 @pytest.mark.parametrize("program", NAMES)

@@ -1,11 +1,7 @@
-"""Real daemons whose only way out is an agent with a signature policy: what they get, and what they tell their users.
-
-Nothing answers at the names of the registries inside the node: what a daemon gets, it has from the agent.
-"""
+"""Real daemons whose only way out is an agent with a signature policy: what they get, what their users are told."""
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import sys
@@ -16,14 +12,12 @@ from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
-from lab.agents import MIRROR_PORT, Agent, Tracker
+from lab.agents import MIRROR_PORT
 from lab.agents import program as program_file
-from lab.daemons import Containerd, Docker
+from lab.confined import HOSTS, NAMES, Confined
 from lab.images import Image, image
 from lab.lab import Lab
-from lab.net import Host
-from lab.process import Process, wait_until
-from lab.registry import Registry
+from lab.process import Process
 from support.program import content, program_image
 
 from p2pdist.cli.bypass import Dockerd, Ran
@@ -35,13 +29,6 @@ import trust_kit as kit
 pytestmark = pytest.mark.system
 
 MIB = 1 << 20
-REGISTRY = "registry.test:5000"
-NOWHERE = "127.0.0.9"  # nothing listens there
-HOSTS = f"""server = "http://127.0.0.1:{MIRROR_PORT}"
-[host."http://127.0.0.1:{MIRROR_PORT}"]
-  capabilities = ["pull", "resolve"]
-"""
-NAMES = {"dockerd": "docker.io", "containerd": REGISTRY}
 PROGRAMS = tuple(NAMES)
 
 
@@ -66,22 +53,13 @@ class Policy:
         os.replace(new, self.path)
 
 
-@dataclass
-class Site:
-    """A registry, and one node with an agent, dockerd and containerd."""
+class Site(Confined):
+    """One node, and the policy of its agent."""
 
-    lab: Lab
-    registry: Registry
-    node: Host
-    agent: Agent
-    policy: Policy
-    programs: dict[str, Docker | Containerd]
-    numbers: Iterator[int] = field(default_factory=itertools.count)
-
-    @property
-    def hosts(self) -> Path:
-        """Of the node's containerd: the folder of its hosts.toml files."""
-        return self.lab.path(self.node.name, "containerd", "certs.d")
+    def __init__(self, lab: Lab) -> None:
+        self.policy = Policy(lab.path("policy") / "policy.json")
+        self.policy.trust("nobody", kit.new_key())
+        super().__init__(lab, agent={"trust": {"enforcement": "enforce", "policy_file": str(self.policy.path)}})
 
     def publish(self, team: str) -> tuple[str, Image]:
         """An unsigned image as `v1` in a repository of the team."""
@@ -98,15 +76,6 @@ class Site:
             *(raw, OCI_MANIFEST, str(Digest.of(raw)), content(config), tuple(map(content, layers)), (), "")
         )
         self.registry.push(repository, f"sha256-{manifest.digest.hex}.sig", signature)
-
-    def name(self, program: str, repository: str) -> str:
-        return f"{NAMES[program]}/{repository}:v1"
-
-    def pull(self, program: str, repository: str) -> Process:
-        argv = ["pull", self.name(program, repository)]
-        if program == "dockerd":
-            return self.docker(*argv)
-        return self.ctr("images", "pull", "--hosts-dir", str(self.hosts), self.name(program, repository))
 
     def docker(self, *argv: str) -> Process:
         return self.run("docker", *argv)
@@ -133,34 +102,11 @@ class Site:
         ended = self.run(*argv)
         return Ran(ended.status, ended.tail())
 
-    def run(self, *argv: str) -> Process:
-        """Has ended; a log of its own."""
-        name = f"{next(self.numbers)}-{Path(argv[0]).name}"
-        docker, containerd = self.programs["dockerd"], self.programs["containerd"]
-        env = {"DOCKER_HOST": f"unix://{docker.directory}/sock", "CONTAINERD_ADDRESS": containerd.socket}
-        process = self.lab.start(name, argv, self.node, env=env)
-        process.wait(60)
-        return process
-
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     with Lab(logs=tmp_path_factory.mktemp("trust-logs")) as lab:
-        registry = Registry(lab, lab.host("registry"))
-        node = lab.host("node")
-        node.names({"registry.test": NOWHERE, "registry-1.docker.io": NOWHERE})
-        policy = Policy(lab.path("policy") / "policy.json")
-        policy.trust("nobody", kit.new_key())
-        names = dict.fromkeys(NAMES.values(), registry.url)
-        trust = {"enforcement": "enforce", "policy_file": str(policy.path)}
-        tracker = Tracker(lab, lab.host("tracker"))
-        agent = Agent(lab, node, trackers=[tracker.url], registries=names, extra={"trust": trust})
-        containerd = Containerd(lab, node, hosts=HOSTS, registry=REGISTRY)
-        docker = Docker(lab, node, containerd, mirror=agent.url, spare=None, registry=REGISTRY)
-        for one in (agent, containerd, docker):
-            one.wait()
-        wait_until("the agent at the tracker", lambda: tracker.agents() == 1)
-        yield Site(lab, registry, node, agent, policy, {"dockerd": docker, "containerd": containerd})
+        yield Site(lab)
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
