@@ -12,16 +12,17 @@ import aiohttp
 from p2pdist.errors import InvalidManifest, UpstreamInvalid, UpstreamNotFound
 from p2pdist.oci import Digest, Repository
 from p2pdist.protocol.limits import SMALL_CONTENT
+from p2pdist.proxies import Proxies
 from p2pdist.pull import Pull
 from p2pdist.trust import ReferrersPage, SignatureSource, UpstreamSource, page_of
 from p2pdist.upstream import Upstreams
 
 
 class SharedSource:
-    """A `trust.SignatureSource` over the agent's own pull."""
+    """A `trust.SignatureSource` over the agent's own pull; GPG stores are reached through `proxies`."""
 
-    def __init__(self, upstreams: Upstreams, session: aiohttp.ClientSession, pull: Pull) -> None:
-        self._origin = UpstreamSource(upstreams, session)
+    def __init__(self, upstreams: Upstreams, session: aiohttp.ClientSession, pull: Pull, proxies: Proxies) -> None:
+        self._origin = UpstreamSource(upstreams, session, proxies=proxies)
         self._pull = pull
 
     def on_behalf_of(self, authorization: str) -> SignatureSource:

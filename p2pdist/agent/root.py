@@ -144,7 +144,7 @@ class Agent:
             return
         settings = trust_settings(self._config)
         session = await stack.enter_async_context(aiohttp.ClientSession())
-        source = SharedSource(self._upstreams, session, self._pull)
+        source = SharedSource(self._upstreams, session, self._pull, self._config.proxies)
         self._gate = self._pull.gate = await TrustGate.open(settings, source)
         stack.push_async_callback(self._gate.close)
 

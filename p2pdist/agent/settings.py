@@ -25,11 +25,12 @@ def make_upstreams(config: AgentConfig) -> Upstreams:
             connect_timeout=registry.connect_timeout_seconds,
             stall_timeout=registry.stall_timeout_seconds,
             max_connections=registry.max_connections,
+            proxies=config.proxies_of(registry),
         )
         for registry in config.registries
     ]
     credentials = Credentials(config.upstream.credentials_file)
-    return Upstreams(settings, credentials, allow_any=config.upstream.allow_any)
+    return Upstreams(settings, credentials, allow_any=config.upstream.allow_any, proxies=config.proxies)
 
 
 def mirror_access(config: AgentConfig) -> Access:

@@ -75,7 +75,7 @@ async def _judge(config: AgentConfig, loaded: LoadedPolicy, image: Reference) ->
             ) from error
         fetched = await registry.get_manifest(image.repository, image.target)
         manifest = parse_manifest(fetched.raw, fetched.media_type, fetched.digest.algorithm)
-        source = UpstreamSource(upstreams, session)
+        source = UpstreamSource(upstreams, session, proxies=config.proxies)
         now = datetime.now(UTC)
         verdict = await explain_image(
             loaded.policy, source, image.repository, image.target, manifest, now=now, stores=stores

@@ -12,11 +12,15 @@ from p2pdist.config.membership import ClusterConfig, PeerConfig, SiteConfig, Tra
 from p2pdist.config.registries import RegistryConfig, UpstreamConfig
 from p2pdist.config.serving import MirrorConfig, TrustConfig
 from p2pdist.errors import ConfigError
+from p2pdist.proxies import DIRECT, Proxies
 
 
 @dataclass(frozen=True, slots=True)
 class AgentConfig:
-    """Everything an agent is told. Made by `p2pdist.config.load_agent`, or directly in code."""
+    """Everything an agent is told. Made by `p2pdist.config.load_agent`, or directly in code.
+
+    `proxies`: what the environment says of them; it holds for every registry that isn't told another way.
+    """
 
     node: NodeConfig = field(default_factory=NodeConfig)
     store: StoreConfig = field(default_factory=StoreConfig)
@@ -30,6 +34,7 @@ class AgentConfig:
     trust: TrustConfig = field(default_factory=TrustConfig)
     admin: AdminConfig = field(default_factory=AdminConfig)
     log: LogConfig = field(default_factory=LogConfig)
+    proxies: Proxies = DIRECT
 
     def __post_init__(self) -> None:
         names = [registry.name for registry in self.registries]
@@ -74,6 +79,10 @@ class AgentConfig:
             raise ConfigError("mirror.client_ca: a client can show a certificate with mirror.tls_certificate only")
         if mirror.password_file is not None and mirror.tls_key is None and remote:
             raise ConfigError("mirror.password_file: passwords would travel in clear: set mirror.tls_certificate")
+
+    def proxies_of(self, registry: RegistryConfig) -> Proxies:
+        """Through which proxies the registry, and what it names, is reached."""
+        return self.proxies if registry.proxy is None else registry.proxy
 
     @property
     def mirror_is_remote(self) -> bool:

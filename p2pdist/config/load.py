@@ -20,6 +20,7 @@ from p2pdist.config.agent import AgentConfig, section_types
 from p2pdist.config.declare import Option, Section
 from p2pdist.config.registries import RegistryConfig
 from p2pdist.errors import ConfigError
+from p2pdist.proxies import Proxies
 
 PREFIX = "P2PDIST_"
 REGISTRIES = "registries"
@@ -34,6 +35,7 @@ _FOREIGN = ("P2PDIST_CONFIG", "P2PDIST_TRACKER_", "P2PDIST_ADMIN_DIR")
 def load_agent(path: Path | None, env: Mapping[str, str]) -> AgentConfig:
     """The configuration in the TOML file at `path` (None: defaults) with the `P2PDIST_` variables of `env` over it.
 
+    HTTPS_PROXY, HTTP_PROXY and NO_PROXY are read from `env`, too.
     Relative paths in the file start at the file's directory. Raises ConfigError.
     """
     tables = {} if path is None else _read(path)
@@ -60,7 +62,7 @@ def load_agent(path: Path | None, env: Mapping[str, str]) -> AgentConfig:
         sections[REGISTRIES] = tuple(_registry(table, where, base) for table in tables[REGISTRIES])
     if PREFIX + "REGISTRIES" in env:
         sections[REGISTRIES] = _registries_from_text(env[PREFIX + "REGISTRIES"])
-    return AgentConfig(**sections)
+    return AgentConfig(**sections, proxies=Proxies.of_environment(env))
 
 
 def options_of(section: type[Section]) -> dict[str, Option]:

@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 from p2pdist.config import values as v
 from p2pdist.config.declare import Section, option
+from p2pdist.proxies import Proxies
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,12 @@ class RegistryConfig(Section):
         v.optional(v.PATH, "", "the system's"),
         None,
         "Certificate authorities (PEM) that its certificate must come from.",
+    )
+    proxy: Proxies | None = option(
+        v.optional(v.PROXY, "", "as HTTPS_PROXY, HTTP_PROXY and NO_PROXY in the environment say"),
+        None,
+        "HTTP proxy through which it is reached, and whatever it names: its token service, the storage that it "
+        'redirects to. "none": directly.',
     )
     connect_timeout_seconds: float = option(v.SECONDS, 5.0, "Longest wait for a connection.")
     stall_timeout_seconds: float = option(v.SECONDS, 20.0, "Longest wait for the next bytes of a body.")

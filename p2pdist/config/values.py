@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 from p2pdist.errors import InvalidReference
 from p2pdist.oci import ImagePattern
+from p2pdist.proxies import DIRECT, Proxies, Proxy
 
 T = TypeVar("T")
 
@@ -164,6 +165,13 @@ def _web_address(value: object, schemes: tuple[str, ...]) -> str:
     return text
 
 
+def _proxy(value: object) -> Proxies:
+    """Never shown: there may be a password in it."""
+    if isinstance(value, Proxies):
+        return value
+    return DIRECT if value == "none" else Proxies.only(Proxy.parse(_secret(value)))
+
+
 def _registry_name(value: object) -> str:
     text = _text(value).lower()
     if not _REGISTRY.fullmatch(text):
@@ -239,6 +247,7 @@ REGISTRY: Kind[str] = Kind("registry name", _registry_name, show=quoted)
 LABEL: Kind[str] = Kind("KEY=VALUE", _label, show=quoted)
 IMAGES: Kind[str] = Kind("images", _images, show=quoted)
 HTTP_URL: Kind[str] = Kind("address", lambda value: _web_address(value, ("https", "http")), show=quoted)
+PROXY: Kind[Proxies] = Kind('"none", or a URL like http://proxy:3128 or http://user:password@proxy:3128', _proxy)
 
 
 def is_loopback(host: str) -> bool:

@@ -9,9 +9,11 @@ from typing import Protocol
 from urllib.parse import quote, unquote, urlsplit
 
 import aiohttp
+from yarl import URL
 
 from p2pdist.errors import ConfigError, UpstreamError, UpstreamInvalid, UpstreamNotFound, UpstreamUnreachable
 from p2pdist.oci import Digest, Repository
+from p2pdist.proxies import DIRECT, Proxies
 from p2pdist.trust.source import ReferrersPage
 from p2pdist.upstream import RawAnswer, Registry
 
@@ -27,18 +29,24 @@ class Registries(Protocol):
 
 
 class UpstreamSource:
-    """Asks the registry itself. `session`: for GPG stores by HTTP; the caller closes it."""
+    """Asks the registry itself. `session`: for GPG stores by HTTP, through `proxies`; the caller closes it."""
 
     def __init__(
-        self, registries: Registries, session: aiohttp.ClientSession | None = None, authorization: str | None = None
+        self,
+        registries: Registries,
+        session: aiohttp.ClientSession | None = None,
+        authorization: str | None = None,
+        *,
+        proxies: Proxies = DIRECT,
     ) -> None:
         self._registries = registries
         self._session = session
+        self._proxies = proxies
         self._authorization = authorization
 
     def on_behalf_of(self, authorization: str) -> UpstreamSource:
         """See SignatureSource."""
-        return UpstreamSource(self._registries, self._session, authorization)
+        return UpstreamSource(self._registries, self._session, authorization, proxies=self._proxies)
 
     async def manifest(self, repository: Repository, target: str, limit: int) -> bytes | None:
         """See SignatureSource."""
@@ -82,16 +90,19 @@ class UpstreamSource:
         if self._session is None:
             raise UpstreamError(f"{base}: there is no client for it")
         # The names in a store hold @ and =, which stay as they are.
-        url = f"{base.rstrip('/')}/{quote(path, safe='/@=')}"
+        url = URL(f"{base.rstrip('/')}/{quote(path, safe='/@=')}", encoded=True)
+        proxy = self._proxies.choose(url)
+        through = {} if proxy is None else proxy.options(url, {})
         try:
-            async with self._session.get(url, allow_redirects=False) as response:
+            async with self._session.get(url, allow_redirects=False, **through) as response:
                 if response.status == 404:
                     return None
                 if response.status != 200:
                     raise UpstreamError(f"{base}: {response.status}", status=response.status)
                 return await _whole(response, limit)
         except (aiohttp.ClientError, TimeoutError) as error:
-            raise UpstreamUnreachable(f"{base}: {type(error).__name__}") from error
+            by = "" if proxy is None else f", through the proxy {proxy}"
+            raise UpstreamUnreachable(f"{base}{by}: {type(error).__name__}") from error
 
 
 def page_of(answer: RawAnswer, repository: Repository, limit: int) -> ReferrersPage:

@@ -61,6 +61,15 @@ class Registry:
         self._clock = clock
         self._wall = wall
 
+    async def reach(self) -> int:
+        """The status that the registry's `/v2/` is answered with, asked once without credentials (end-1).
+
+        Raises UpstreamUnreachable, or UpstreamInvalid for what isn't HTTP.
+        """
+        response = await self._transport.send("GET", URL(f"{self._base}/v2/"), {})
+        await discard(response)
+        return response.status
+
     async def head_manifest(
         self, repository: Repository, target: str, *, authorization: str | None = None, patience: float = 0.0
     ) -> ManifestInfo:

@@ -10,6 +10,7 @@ from yarl import URL
 
 from p2pdist.errors import ConfigError
 from p2pdist.oci import valid_registry
+from p2pdist.proxies import DIRECT, Proxies
 
 DOCKER_HUB_URL = "https://registry-1.docker.io"
 
@@ -25,6 +26,7 @@ class UpstreamSettings:
         stall_timeout: seconds without an answer, or without progress of a body, after which it counts as stalled.
         ca_file: PEM file of the certificate authorities that the registry's certificate must come from; None: the
             system's. Hosts it redirects to may use either.
+        proxies: through which proxy what is reached.
         max_connections: for blobs, at the same time. Manifests and tokens have a few of their own.
 
     Raises:
@@ -37,6 +39,7 @@ class UpstreamSettings:
     stall_timeout: float = 20.0
     ca_file: Path | None = None
     max_connections: int = 16
+    proxies: Proxies = DIRECT
 
     def __post_init__(self) -> None:
         if not valid_registry(self.name):

@@ -5,6 +5,7 @@ Rules:
    drops it for the rest of the chain, also when the chain comes back.
 2. Bodies are never decoded: `Accept-Encoding: identity` is asked, and `Content-Encoding` is ignored.
 3. No query string, user or password of a URL gets into an error's text: object storage signs in them.
+4. Each hop goes through the proxy that is meant for it, or none; what the proxy is told goes to nobody else.
 """
 
 from __future__ import annotations
@@ -14,24 +15,47 @@ import ssl
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import aiohttp
+from aiohttp.client_proto import ResponseHandler
 from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL
 
 from p2pdist import __version__
 from p2pdist.errors import UpstreamError, UpstreamInvalid, UpstreamUnreachable
+from p2pdist.proxies import Proxy
 from p2pdist.upstream.settings import UpstreamSettings
 
 MAX_REDIRECTS = 5
 SMALL_CONNECTIONS = 4  # for manifests and tokens, which must not wait behind a rollout's blobs
 
 _REDIRECTS = {301, 302, 303, 307, 308}
+_WANTS_LOGIN = "the proxy wants another user and password than it was given, or one at all (407)"
 _DISCARDED = 16 * 1024  # a body up to this is read to keep its connection
 
 
 class Stalled(UpstreamUnreachable):
     """No bytes for as long as `stall_timeout`."""
+
+
+class _Connector(aiohttp.TCPConnector):
+    """aiohttp waits for a proxy's answer to CONNECT for as long as the whole request may take: for blobs, for ever."""
+
+    def __init__(self, limit: int, patience: float) -> None:
+        super().__init__(limit=limit)
+        self._patience = patience  # seconds
+
+    async def _create_connection(
+        self, req: aiohttp.ClientRequest, traces: list[Any], timeout: aiohttp.ClientTimeout
+    ) -> ResponseHandler:
+        if req.proxy is None:
+            return await super()._create_connection(req, traces, timeout)
+        try:
+            async with asyncio.timeout(self._patience):
+                return await super()._create_connection(req, traces, timeout)
+        except TimeoutError:
+            raise aiohttp.ConnectionTimeoutError from None
 
 
 class Transport:
@@ -61,7 +85,7 @@ class Transport:
 
     def _session(self, connections: int) -> aiohttp.ClientSession:
         return aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=connections),
+            connector=_Connector(connections, self._settings.connect_timeout + self._settings.stall_timeout),
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
             headers={"User-Agent": f"p2pdist/{__version__}", "Accept-Encoding": "identity"},
@@ -114,16 +138,21 @@ class Transport:
             sock_connect=self._settings.connect_timeout,
             sock_read=stall,
         )
-        with translated(url):
-            return await session.request(
+        proxy = self._settings.proxies.choose(url)
+        with translated(url, proxy):
+            response = await session.request(
                 method,
                 url,
-                headers=headers,
                 data=form,
                 allow_redirects=False,
                 timeout=timeout,
                 ssl=self._own_tls if url.origin() == self._own else self._other_tls,
+                **({"headers": headers} if proxy is None else proxy.options(url, headers)),
             )
+        if proxy is not None and response.status == 407:
+            await discard(response)
+            raise UpstreamUnreachable(f"{_shown_way(url, proxy)}: {_WANTS_LOGIN}")
+        return response
 
 
 async def read_small(response: aiohttp.ClientResponse, limit: int) -> bytes:
@@ -172,9 +201,9 @@ async def discard(response: aiohttp.ClientResponse) -> None:
 
 
 @contextmanager
-def translated(url: URL) -> Iterator[None]:
+def translated(url: URL, proxy: Proxy | None = None) -> Iterator[None]:
     """Turns aiohttp's errors into ours. The causes are cut off: their texts hold whole URLs."""
-    where = shown(url)
+    where = _shown_way(url, proxy)
     try:
         yield
     except aiohttp.ConnectionTimeoutError:
@@ -184,8 +213,13 @@ def translated(url: URL) -> Iterator[None]:
     except (aiohttp.ClientConnectorCertificateError, aiohttp.ClientConnectorSSLError) as error:
         hint = "; is it signed by a private authority? then set ca_file"
         raise UpstreamUnreachable(f"{where}: its certificate or TLS is refused: {_os_text(error)}{hint}") from None
+    except aiohttp.ClientProxyConnectionError as error:
+        raise UpstreamUnreachable(f"{where}: no connection to the proxy: {_os_text(error)}") from None
     except aiohttp.ClientConnectorError as error:
         raise UpstreamUnreachable(f"{where}: no connection: {_os_text(error)}") from None
+    except aiohttp.ClientHttpProxyError as error:
+        said = _WANTS_LOGIN if error.status == 407 else f"the proxy opens no connection there ({error.status})"
+        raise UpstreamUnreachable(f"{where}: {said}") from None
     except aiohttp.ClientPayloadError:
         raise UpstreamUnreachable(f"{where}: the body was cut off") from None
     except aiohttp.ServerDisconnectedError:
@@ -200,6 +234,10 @@ def shown(url: URL) -> str:
     """`url` for an error's text: without query, user and password, and short."""
     text = str(url.with_query(None).with_fragment(None).with_user(None))
     return text if len(text) <= 300 else text[:300] + "..."
+
+
+def _shown_way(url: URL, proxy: Proxy | None) -> str:
+    return shown(url) if proxy is None else f"{shown(url)} through the proxy {proxy}"
 
 
 def _redirect_target(response: aiohttp.ClientResponse, url: URL) -> URL:

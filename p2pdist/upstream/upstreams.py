@@ -11,6 +11,7 @@ from yarl import URL
 
 from p2pdist.errors import ConfigError, UpstreamNotAllowed
 from p2pdist.oci import valid_registry
+from p2pdist.proxies import DIRECT, Proxies
 from p2pdist.upstream.auth import Authenticator
 from p2pdist.upstream.credentials import Credentials
 from p2pdist.upstream.registry import Registry
@@ -28,6 +29,7 @@ class Upstreams:
         credentials: where to look for credentials, by the registry's name.
         allow_any: also ask registries that aren't listed, at the address their name implies. Whoever reaches the
             mirror can then make this node send requests to any host.
+        proxies: through which proxies those that aren't listed are reached.
         clock: monotonic seconds; `wall`: Unix time.
 
     Raises:
@@ -40,6 +42,7 @@ class Upstreams:
         credentials: Credentials,
         *,
         allow_any: bool = False,
+        proxies: Proxies = DIRECT,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
@@ -58,7 +61,7 @@ class Upstreams:
         self._shared: Transport | None = None
         if allow_any:
             # One pool for all of them, so that names from outside can't open pools without end.
-            self._shared = Transport(UpstreamSettings("unlisted", "https://unlisted.invalid"))
+            self._shared = Transport(UpstreamSettings("unlisted", "https://unlisted.invalid", proxies=proxies))
             self._transports.append(self._shared)
 
     async def __aenter__(self) -> Upstreams:
