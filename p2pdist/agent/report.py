@@ -81,6 +81,10 @@ class Report:
                 "at": self.session.at,
                 "nodes": self.swarms.nodes,
             },
+            "registries": [
+                {"name": one.name, "url": one.endpoint, "proxy": self.config.proxy_of(one)}
+                for one in self.config.registries
+            ],
             "trust": self._trust(),
             "rights": asdict(self.pull.rights.counts),
             "store": {"blobs": usage.blobs, "bytes": usage.stored, "kept_bytes": usage.kept, "full": usage.refused},

@@ -14,9 +14,10 @@ import aiohttp
 
 from p2pdist.admin import AdminClient, AdminError
 from p2pdist.cli.units import in_bytes
-from p2pdist.config import AgentConfig
-from p2pdist.errors import ConfigError
+from p2pdist.config import AgentConfig, RegistryConfig
+from p2pdist.errors import ConfigError, UpstreamError
 from p2pdist.trust import load_policy
+from p2pdist.upstream import Registry
 
 _TIMEOUT = aiohttp.ClientTimeout(total=5.0)  # the mirror is on this machine
 _START = "start it (p2pdist up, or its service), or name its configuration with --config; ask as the agent's user"
@@ -52,6 +53,7 @@ async def check_node(config: AgentConfig) -> list[Finding]:
         await asyncio.to_thread(check_data, config, status),
         agent,
         await check_mirror(config, status),
+        *await check_registries(config, status),
         check_tracker(status),
         await asyncio.to_thread(check_policy, config, status),
     ]
@@ -116,6 +118,50 @@ async def check_mirror(config: AgentConfig, status: Mapping[str, Any] | None) ->
         remedy = "start the agent; the daemons go to the registries themselves meanwhile"
         return Finding("mirror", State.FAILED, f"{url} does not answer: {error or type(error).__name__}", remedy)
     return Finding("mirror", State.FAILED, detail, "another program has this port: set mirror.port to a free one")
+
+
+async def check_registries(config: AgentConfig, status: Mapping[str, Any] | None) -> list[Finding]:
+    """Each registry is reached, from here and with this environment's proxies, and the agent goes the same way."""
+    from p2pdist.agent import make_upstreams  # here: loads the whole agent, which status need not
+
+    known = {one["name"]: one["proxy"] for one in status["registries"]} if status is not None else {}
+    try:
+        async with make_upstreams(config) as upstreams, asyncio.TaskGroup() as tasks:
+            asked = [
+                tasks.create_task(_check_registry(config, upstreams.registry(one.name), one, known.get(one.name)))
+                for one in config.registries
+            ]
+    except UpstreamError as error:  # a CA file
+        return [Finding("registries", State.FAILED, str(error), "correct ca_file in [[registries]]")]
+    return [task.result() for task in asked]
+
+
+async def _check_registry(
+    config: AgentConfig, registry: Registry, wanted: RegistryConfig, agents_proxy: str | None
+) -> Finding:
+    check = f"registry {wanted.name}"
+    proxy = config.proxy_of(wanted)
+    by = f" through the proxy {proxy}" if proxy else ""
+    if agents_proxy is not None and agents_proxy != proxy:
+        detail = f"the running agent goes {_way(agents_proxy)}; from here it would be {_way(proxy)}"
+        remedy = "give both the same HTTPS_PROXY, HTTP_PROXY and NO_PROXY, or set proxy in [[registries]]; restart it"
+        return Finding(check, State.FAILED, detail, remedy)
+    try:
+        answer = await registry.reach()
+    except UpstreamError as error:
+        if proxy:
+            remedy = 'correct proxy in [[registries]], or HTTPS_PROXY; if it needs none: NO_PROXY, or proxy = "none"'
+        else:
+            remedy = "is there a firewall, or a proxy to go through? then set HTTPS_PROXY, or proxy in [[registries]]"
+        return Finding(check, State.FAILED, str(error), remedy)
+    if answer in (200, 401, 403):
+        return Finding(check, State.OK, f"{wanted.endpoint} answers{by}")
+    remedy = f"is that its address, and the {'proxy' if proxy else 'registry'} well?"
+    return Finding(check, State.WARNING, f"{wanted.endpoint} answers {answer} to /v2/{by}", remedy)
+
+
+def _way(proxy: str) -> str:
+    return f"through the proxy {proxy}" if proxy else "without a proxy"
 
 
 def check_tracker(status: Mapping[str, Any] | None) -> Finding:

@@ -50,7 +50,7 @@ def doctor(
     timeout: Annotated[float, typer.Option("--timeout", min=1.0, help="Seconds that the daemon may take.")] = 300.0,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
-    """Check this node: configuration, data directory, agent, mirror, tracker, policy; and a daemon for ways round it.
+    """Check this node: configuration, data directory, agent, mirror, registries, tracker, policy; and a daemon.
 
     Exit status: 0 nothing failed, 1 something did, 2 wrong command line.
     """

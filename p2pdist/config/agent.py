@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from yarl import URL
+
 from p2pdist.config import values as v
 from p2pdist.config.declare import Section
 from p2pdist.config.machine import AdminConfig, LogConfig, NodeConfig, StoreConfig
@@ -83,6 +85,11 @@ class AgentConfig:
     def proxies_of(self, registry: RegistryConfig) -> Proxies:
         """Through which proxies the registry, and what it names, is reached."""
         return self.proxies if registry.proxy is None else registry.proxy
+
+    def proxy_of(self, registry: RegistryConfig) -> str:
+        """The proxy that the registry itself is reached through, without its login; empty: none."""
+        proxy = self.proxies_of(registry).choose(URL(registry.endpoint))
+        return "" if proxy is None else str(proxy)
 
     @property
     def mirror_is_remote(self) -> bool:

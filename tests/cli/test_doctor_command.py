@@ -17,7 +17,8 @@ import pytest
 import structlog
 from cryptography.hazmat.primitives.asymmetric import ec
 from support.fleet import Fleet, Node
-from support.registry import FakeRegistry, noise
+from support.proxy import FakeProxy
+from support.registry import FakeRegistry, Status, noise
 from trust_commands_kit import config_file, kit, policy_file, sign, signed_by
 
 from p2pdist.cli import main
@@ -26,6 +27,7 @@ from p2pdist.cli.checks import State
 from p2pdist.config import AdminConfig, TrustConfig
 from p2pdist.oci import Reference
 
+NOWHERE = '[[registries]]\nname = "127.0.0.1:1"\n'
 MIRROR = "http://127.0.0.1:5050"
 
 
@@ -106,20 +108,69 @@ async def test_doctor_finds_a_healthy_node_healthy(run, tmp_path, key):
         status, out, _ = await asyncio.to_thread(run, "doctor", "--config", config, "--json")
         assert status == 0, out
         found = by_check(out)
-        assert list(found) == ["configuration", "data directory", "agent", "mirror", "tracker", "policy"]
+        name = f"registry {registry.name}"
+        assert list(found) == ["configuration", "data directory", "agent", "mirror", name, "tracker", "policy"]
         assert {one["state"] for one in found.values()} == {"ok"}, out
         status, out, _ = await asyncio.to_thread(run, "doctor", "--config", config)
-        assert status == 0 and out.count("ok ") == 6
+        assert status == 0 and out.count("ok ") == 7
 
 
 def test_doctor_without_an_agent_says_what_is_missing_and_what_to_do_and_status_1(run, tmp_path):
-    (tmp_path / "agent.toml").write_text('[node]\ndata_dir = "none"\n[mirror]\nport = 1\n')
+    (tmp_path / "agent.toml").write_text('[node]\ndata_dir = "none"\n[mirror]\nport = 1\n' + NOWHERE)
     status, out, _ = run("doctor", "--config", tmp_path / "agent.toml", "--json")
     found = by_check(out)
     assert status == 1
-    for check in ("data directory", "agent", "mirror"):
+    for check in ("data directory", "agent", "mirror", "registry 127.0.0.1:1"):
         assert found[check]["state"] == "failed" and found[check]["remedy"], check
     assert found["tracker"]["state"] == "not checked"
+
+
+async def test_doctor_says_by_which_proxy_a_registry_is_reached_and_when_it_is_not(run, tmp_path):
+    config = tmp_path / "agent.toml"
+
+    async def found(name: str, options: str) -> dict[str, str]:
+        config.write_text(f'[node]\ndata_dir = "."\n[mirror]\nport = 1\n[[registries]]\nname = "{name}"\n{options}\n')
+        _, out, _ = await asyncio.to_thread(run, "doctor", "--config", config, "--json")
+        assert "secret" not in out
+        return by_check(out)[f"registry {name}"]
+
+    async with FakeRegistry() as registry, FakeProxy(login="u:secret-1") as proxy:
+        way = f"through the proxy {proxy.url}"
+        one = await found(registry.name, f'proxy = "{proxy.url_with("u:secret-1")}"')
+        assert (one["state"], one["detail"]) == ("ok", f"{registry.url} answers {way}")
+        one = await found(registry.name, f'proxy = "{proxy.url_with("u:secret-2")}"')
+        assert one["state"] == "failed" and way in one["detail"] and "407" in one["detail"]
+        assert "HTTPS_PROXY" in one["remedy"] and "[[registries]]" in one["remedy"]
+        registry.fail(Status(502))
+        one = await found(registry.name, "")
+        assert one["state"] == "warning" and "answers 502" in one["detail"]
+    one = await found(registry.name, "")
+    assert one["state"] == "failed" and "no connection" in one["detail"] and "HTTPS_PROXY" in one["remedy"]
+    one = await found(registry.name, f'proxy = "{proxy.url_with("u:secret-1")}"')
+    assert one["state"] == "failed" and "no connection to the proxy" in one["detail"]
+
+
+async def test_doctor_finds_that_the_agent_was_started_with_another_proxy_than_its_own_environment_has(
+    run, tmp_path, key, monkeypatch
+):
+    async with FakeRegistry() as registry, Fleet(tmp_path, registry) as fleet:
+        node, config = await start(fleet, tmp_path, key)
+        assert node.agent.status()["registries"] == [{"name": registry.name, "url": registry.url, "proxy": ""}]
+        config.write_text(
+            config.read_text().replace("[[registries]]\n", '[[registries]]\nproxy = "http://u:secret@p:1"\n')
+        )
+        status, out, _ = await asyncio.to_thread(run, "doctor", "--config", config, "--json")
+        one = by_check(out)[f"registry {registry.name}"]
+        assert (status, one["state"]) == (1, "failed") and "secret" not in out
+        assert (
+            one["detail"]
+            == "the running agent goes without a proxy; from here it would be through the proxy http://p:1"
+        )
+
+        config.write_text(config.read_text().replace("[[registries]]\n", '[[registries]]\nca_file = "none.pem"\n'))
+        _, out, _ = await asyncio.to_thread(run, "doctor", "--config", config, "--json")
+        one = by_check(out)["registries"]
+        assert one["state"] == "failed" and "none.pem" in one["detail"] and "ca_file" in one["remedy"]
 
 
 def test_doctor_with_a_wrong_configuration_names_the_key(run, tmp_path):
@@ -130,7 +181,7 @@ def test_doctor_with_a_wrong_configuration_names_the_key(run, tmp_path):
 
 async def test_doctor_finds_that_another_program_has_the_mirrors_port(run, tmp_path):
     async with FakeRegistry() as registry:
-        (tmp_path / "agent.toml").write_text(f'[node]\ndata_dir = "."\n[mirror]\nport = {registry.port}\n')
+        (tmp_path / "agent.toml").write_text(f'[node]\ndata_dir = "."\n[mirror]\nport = {registry.port}\n{NOWHERE}')
         _, out, _ = await asyncio.to_thread(run, "doctor", "--config", tmp_path / "agent.toml", "--json")
         mirror = by_check(out)["mirror"]
         assert (mirror["state"], "is no p2pdist" in mirror["detail"]) == ("failed", True)
