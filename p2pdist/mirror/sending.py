@@ -92,7 +92,7 @@ class Body:
         view = memoryview(data)
         for offset in range(0, len(view), PIECE):
             piece = view[offset : offset + PIECE]
-            await self._patiently(self._response.write(piece), self._drained)
+            await self._patiently(asyncio.shield(self._response.write(piece)), self._drained)
             self._exchange.sent += len(piece)
 
     async def write_file(self, fd: int, start: int, end: int) -> None:
@@ -152,11 +152,12 @@ class Body:
 
     async def end(self) -> None:
         """The body is complete; returns when the kernel has all of it."""
-        await self._patiently(self._response.write_eof(), self._drained)
+        await self._patiently(asyncio.shield(self._response.write_eof()), self._drained)
         await self._patiently(self._drained(), self._drained)
 
     async def _drained(self) -> None:
-        await self._exchange.request.writer.drain()
+        # Shielded: of a wait that was cancelled once, aiohttp makes every later one end as cancelled, too.
+        await asyncio.shield(self._exchange.request.writer.drain())
 
     async def _patiently(self, step: Awaitable[None], again: Callable[[], Awaitable[None]]) -> None:
         """Finish `step`, or `again` after it, waiting for the client as long as it takes something now and then."""

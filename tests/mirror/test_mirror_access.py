@@ -7,8 +7,9 @@ import base64
 import os
 import ssl
 import time
-from collections.abc import Callable
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from mirror_fakes import FakeSource, Flight, connected, raw_request, read_answer
 from p2pdist.config import AgentConfig, MirrorConfig
 from p2pdist.errors import ConfigError
 from p2pdist.mirror import Access, MirrorServer, MirrorSettings, mirror_tls, read_passwords
+from p2pdist.mirror.sending import Body
 from p2pdist.pki import Authority, Role
 
 Start = Callable[..., Any]
@@ -177,6 +179,79 @@ async def test_over_tls_a_stored_blob_is_encrypted_whole_and_in_part_and_a_file_
         os.truncate(tmp_path / "blob", 1 << 20)
         with pytest.raises(aiohttp.ClientPayloadError):
             await get()
+
+
+@asynccontextmanager
+async def unread_over_tls(directory: Path, client_stall: float) -> AsyncIterator[Unread]:
+    """A mirror with TLS, and a client of it that asked for a large blob and reads nothing."""
+    files, source = Files(directory), FakeSource()
+    flight = Flight(directory / "blob", os.urandom(1 << 20) * 48).prove()
+    source.flights[flight.digest] = flight
+    context = ssl.create_default_context(cafile=str(files.ca))
+    served: asyncio.Queue[tuple[str, int, int]] = asyncio.Queue()
+    server = MirrorServer(
+        source,
+        MirrorSettings(stop=0.5, client_stall=client_stall),
+        port=0,
+        tls=mirror_tls(*files.issue("server"), None),
+        on_served=lambda *what: served.put_nowait(what),
+    )
+    async with server, asyncio.timeout(60):
+        reader, writer = await asyncio.open_connection(
+            "127.0.0.1", server.port, ssl=context, server_hostname=Role.NODE.host, limit=1024
+        )
+        try:
+            writer.transport.pause_reading()
+            writer.write(request(f"/v2/library/alpine/blobs/{flight.digest}"))
+            yield Unread(server, flight, served, reader, writer)
+        finally:
+            writer.transport.abort()
+
+
+@dataclass
+class Unread:
+    server: MirrorServer
+    flight: Flight
+    served: asyncio.Queue[tuple[str, int, int]]
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+
+
+async def test_over_tls_a_client_that_stops_reading_is_ended_and_counted(tmp_path: Path) -> None:
+    async with unread_over_tls(tmp_path, client_stall=0.2) as one:
+        kind, status, sent = await one.served.get()
+        assert (kind, status) == ("blob", 200)
+        assert one.server.counts.stalled_clients == 1
+        assert sent < 32 << 20  # what the kernels buffer
+        assert (one.flight.released, one.flight.open_files) == (1, 0)
+
+
+async def test_over_tls_a_client_that_stops_for_a_while_and_reads_on_gets_everything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked, look = asyncio.Event(), Body._unsent
+
+    def unsent(body: Body) -> int:
+        looked.set()
+        return look(body)
+
+    monkeypatch.setattr(Body, "_unsent", unsent)
+    async with unread_over_tls(tmp_path, client_stall=1.0) as one:
+        await looked.wait()  # it took nothing for so long, once
+        one.writer.transport.resume_reading()
+        await one.reader.readuntil(b"\r\n\r\n")
+        assert await one.reader.readexactly(len(one.flight.data)) == one.flight.data
+        assert await one.served.get() == ("blob", 200, len(one.flight.data))
+        assert one.server.counts.stalled_clients == 0
+
+
+async def test_a_client_that_reads_nothing_over_tls_does_not_keep_the_mirror_from_stopping(tmp_path: Path) -> None:
+    async with unread_over_tls(tmp_path, client_stall=300.0) as one:
+        while not one.flight.handles:
+            await asyncio.sleep(0)
+        async with asyncio.timeout(30):
+            await one.server.__aexit__(None, None, None)
+        assert one.flight.open_files == 0
 
 
 async def test_a_renewed_certificate_is_shown_without_a_restart_and_a_broken_one_is_not(tmp_path: Path) -> None:

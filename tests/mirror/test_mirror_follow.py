@@ -243,3 +243,18 @@ async def test_client_that_resets_a_followed_blob_cancels_nothing(start: Start) 
     assert (flight.released, flight.closed_streams) == (1, 1)
     flight.prove()
     assert (await mirror.blob(flight.digest)).body == DATA
+
+
+async def test_client_that_stops_reading_a_followed_blob_is_dropped_and_counted(start: Start) -> None:
+    mirror = await start(**LATE, client_stall=0.2)
+    flight = mirror.flight(DATA * 8)
+    flight.arrive(len(DATA) * 7)
+    reader, writer = await asyncio.open_connection("127.0.0.1", mirror.port, limit=1024)
+    writer.transport.pause_reading()
+    writer.write(request(target(flight)))
+    kind, status, sent = await mirror.told()
+    writer.transport.abort()
+    assert (kind, status, mirror.server.counts.stalled_clients) == ("blob", 200, 1)
+    assert sent < len(DATA) * 7
+    assert (flight.released, flight.closed_streams) == (1, 1)
+    assert reader is not None
