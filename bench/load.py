@@ -152,6 +152,7 @@ def measure(options: argparse.Namespace, trackers: Trackers, drivers: Drivers) -
         "messages_per_agent": round((messages_in + messages_out - per_chunk) / agents / options.rollouts, 2),
         "messages_per_chunk": round(per_chunk / chunks, 2),
         "pings": pings,
+        "frames_per_announce": round((sum(one["frames"] for one in seen) - pings) / messages_in, 3),
         "pongs": pongs,
         "driver_cpu_seconds": round(driver_cpu, 2),
         "sent": dict(sent),
