@@ -23,6 +23,7 @@ import aiohttp
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from support.fleet import until
+from support.proxy import FakeProxy
 from support.registry import BearerAuth, Cut, FakeRegistry, Image, Status, noise
 
 from p2pdist.admin import AdminClient
@@ -166,9 +167,15 @@ format = "json"
 name = "{registry}"
 url = "{url}"
 stall_timeout_seconds = 1
+proxy = "{proxy}"
 [[registries]]
 name = "gone.test:1"
 url = "http://127.0.0.1:1"
+proxy = "{gone_proxy}"
+[[registries]]
+name = "shut.test:1"
+url = "https://shut.test:1"
+proxy = "{shut_proxy}"
 """
 
 
@@ -182,7 +189,15 @@ async def site(directory: Path) -> AsyncIterator[tuple[Site, Image]]:
     auth = BearerAuth(
         users={"alice": password}, private=frozenset({"app/a"}), identity_tokens=frozenset({identity}), expires_in=10
     )
-    async with FakeRegistry(auth=auth, storage=True, linked=True) as registry, aiohttp.ClientSession() as http:
+    door = marked("proxy")
+    held.add_login("the proxy's password", "fleet", door)
+    wrong = marked("proxy")
+    held.add_login("a wrong password for the proxy", "fleet", wrong)
+    async with (
+        FakeRegistry(auth=auth, storage=True, linked=True) as registry,
+        FakeProxy(login=f"fleet:{door}") as proxy,
+        aiohttp.ClientSession() as http,
+    ):
         image = registry.add_image("app/a", "1", [noise(MIB, 1), noise(3000, 2)])
         registry.add_image("open/b", "1", [noise(3000, 3)])
         rules = directory / "tracker.toml"
@@ -218,6 +233,9 @@ async def site(directory: Path) -> AsyncIterator[tuple[Site, Image]]:
                     credentials=credentials,
                     registry=registry.name,
                     url=registry.url,
+                    proxy=proxy.url_with(f"fleet:{door}"),
+                    shut_proxy=proxy.url_with(f"fleet:{wrong}"),
+                    gone_proxy=f"http://fleet:{wrong}@127.0.0.1:1",
                     **ports,
                 )
             )
@@ -230,12 +248,15 @@ async def site(directory: Path) -> AsyncIterator[tuple[Site, Image]]:
                     ),
                     image,
                 )  # fmt: skip
+                assert {one.target for one in proxy.asked} >= {registry.name, "shut.test:1"}
 
 
 async def pull(site: Site, image: Image, **options: Any) -> None:
-    assert await site.get(site.path("manifests", "1"), **options) == 200, site.agent.log.read_text()
-    for blob in image.blobs:
-        assert await site.get(site.path("blobs", blob), **options) == 200
+    """Again where it took longer than the mirror waits: on a machine that is busy with other things."""
+    for kind, target in (("manifests", "1"), *(("blobs", str(blob)) for blob in image.blobs)):
+        async with asyncio.timeout(60):
+            while await site.get(site.path(kind, target), **options) != 200:
+                await asyncio.sleep(0.2)
 
 
 async def everything_fails(site: Site, image: Image) -> None:
@@ -283,7 +304,13 @@ async def everything_fails(site: Site, image: Image) -> None:
         await site.get(site.path("manifests", "1"))
         await site.get(site.path("blobs", image.layers[0]), headers=own)
         registry.heal()
-    await site.get(site.path("manifests", "1", ns="gone.test:1"))
+    async with asyncio.timeout(60):
+        registry.revoke_tokens()
+        while len(registry._door.given) < 3:  # whatever the answers: it is asked with a new token
+            await asyncio.sleep(0.2)
+            await site.get(site.path("manifests", "1"))
+    for name in ("gone.test:1", "shut.test:1"):
+        await site.get(site.path("manifests", "1", ns=name))
     await site.get(site.path("manifests", "1", ns=f"user:{client}@{registry.name}"))
     await site.get(f"{site.url}/v2/app/a/manifests/1?ns={registry.name}&sig={client}")
     # Requests that are none, with a secret in them.
@@ -338,7 +365,6 @@ async def test_no_secret_is_in_logs_answers_status_metrics_files_or_arguments(tm
         authority = (tmp_path / "tracker" / "authority" / "tls.key").read_bytes()
         held.add("the authority's key", authority.split(b"\n")[1])
         held.add("a token for the registry", *here.registry._door._tokens, *here.registry._door.given)
-        assert len(here.registry._door.given) >= 3
         held.add("a signed link", *(one.query for one in here.registry.storage_log))
         assert here.registry.storage_log
 
@@ -378,6 +404,8 @@ def test_a_configuration_with_a_secret_in_the_wrong_place_is_refused_without_it(
     for text in (
         f'[[registries]]\nname = "r.test"\nurl = "https://user:{secret}@r.test"\n',
         f'[tracker]\nurls = ["https://user:{secret}@t.test"]\n',
+        f'[[registries]]\nname = "r.test"\nproxy = "socks5://user:{secret}@p.test:1080"\n',
+        f'[[registries]]\nname = "r.test"\nproxy = ["http://user:{secret}@p.test:3128"]\n',
         f'[cluster]\ntoken = "{secret}"\n[tracker]\nurls = ["https://127.0.0.1:1"]\n',
         f'[cluster]\ntoken = {{ a = "{secret}" }}\n',
     ):
@@ -387,4 +415,7 @@ def test_a_configuration_with_a_secret_in_the_wrong_place_is_refused_without_it(
         assert secret not in str(refused.value)
     with pytest.raises(ConfigError) as refused:
         load_agent(None, {"P2PDIST_CLUSTER_TOKEN": f"{secret}\0"})
+    assert secret not in str(refused.value)
+    with pytest.raises(ConfigError) as refused:
+        load_agent(None, {"HTTPS_PROXY": f"ftp://user:{secret}@p.test"})
     assert secret not in str(refused.value)
