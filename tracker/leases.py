@@ -14,12 +14,14 @@ from itertools import islice
 
 from p2pdist.protocol import messages
 from tracker.bitmaps import indexes, lowest, run_length, span
+from tracker.lateness import Lateness
 from tracker.model import Lease, Node, Registry, Rollout, Seat, State, Swarm
 from tracker.timers import Outbox
 from tracker.zones import Zones
 
 PACE_WEIGHT = 0.1  # of the newest measurement in the average
 LONGEST_BACK_OFF = 8.0  # seconds
+MOST_STEPS = 5  # times that more nodes are asked before anything has come
 
 
 class Leases:
@@ -30,14 +32,20 @@ class Leases:
         self._rules = state.rules
         self._idle = idle
         self._zones = Zones(state)
+        self.lateness = Lateness(state, self._back)
 
     # --- granting ---
 
-    def enlist(self, seat: Seat) -> None:
-        """Put a seat into its swarm's ring."""
+    def enlist(self, seat: Seat, *, new: bool = False) -> None:
+        """Put a seat into its swarm's ring.
+
+        A `new` one anywhere: those that came first must not be the first to read all blobs of an image, and who means
+        harm may well be waiting for a rollout.
+        """
         if not seat.queued and not seat.denied:
             seat.queued = True
-            (seat.swarm.ring if seat.node.reads else seat.swarm.far_ring).append(seat)
+            ring = seat.swarm.ring if seat.node.reads else seat.swarm.far_ring
+            ring.insert(self._state.rng.randrange(len(ring) + 1) if new else len(ring), seat)
 
     def release(self, swarm: Swarm, chunks: int) -> None:
         """These chunks are to be leased again, unless they have turned up meanwhile."""
@@ -101,16 +109,13 @@ class Leases:
     def _next_seat(self, now: float, swarm: Swarm, wanted: int) -> Seat | None:
         """The next node in turn; those that can't take a lease now leave the ring until they can."""
         ring, readers = swarm.turns()
-        if not swarm.turned:  # every blob of an image starts at another node: the first ones would read most
-            swarm.turned = True
-            ring.rotate(self._state.rng.randrange(len(ring) or 1))
         load, parked = swarm.rollout.load, swarm.rollout.parked
         for _ in range(len(ring)):
             seat = ring.popleft()
             node = seat.node
             if swarm.seats.get(node) is not seat or not node.live or seat.denied:
                 seat.queued = False
-            elif load.get(node, 0) >= self._rules.leases_per_node:
+            elif load.get(node, 0) >= self.lateness.most(node):
                 seat.queued = False
                 parked.setdefault(node, []).append(seat)
             elif now < node.benched_until:
@@ -118,6 +123,8 @@ class Leases:
                 node.benched.append(seat)
             else:
                 ring.append(seat)
+                if self.lateness.has_its_share(swarm.rollout, node):
+                    continue
                 # at most one seat avoids all that is missing: a chunk is avoided by one seat
                 if wanted & ~seat.avoided or readers <= 1:
                     return seat
@@ -147,7 +154,7 @@ class Leases:
         swarm, node = seat.swarm, seat.node
         rollout = swarm.rollout
         chunks = span(first, count)
-        lease = Lease(seat, first, count, chunks, now, now + self._timeout(rollout, source))
+        lease = Lease(seat, first, count, chunks, now, now + self._carry_timeout(rollout))
         swarm.missing &= ~chunks
         swarm.leased |= chunks
         for index in range(first, first + count):
@@ -161,12 +168,14 @@ class Leases:
             rollout.credits_out += 1
             rollout.registry.credits_out += 1
             self._state.counters.granted += 1
+            self.lateness.began(now, lease)
+            if not rollout.steps:
+                rollout.steps = 1
+                self._state.timers.at(now + self._rules.late_after, partial(self._spread_out, rollout))
         self._state.timers.at(lease.deadline, partial(self._expire, lease))
 
-    def _timeout(self, rollout: Rollout, source: Node | None) -> float:
-        pace = rollout.carry_pace if source is not None else rollout.registry.pace
-        least = self._rules.carry_timeout if source is not None else self._rules.lease_timeout
-        return max(least, self._rules.lease_timeout_factor * pace)
+    def _carry_timeout(self, rollout: Rollout) -> float:
+        return max(self._rules.carry_timeout, self._rules.lease_timeout_factor * rollout.carry_pace)
 
     # --- what comes back ---
 
@@ -179,14 +188,17 @@ class Leases:
     def progress(self, now: float, lease: Lease, halves: int, out: Outbox) -> None:
         """`halves` half chunks of the lease have arrived."""
         rollout = lease.seat.swarm.rollout
-        registry = rollout.registry
-        if lease.source is None:
-            rollout.failures = lease.seat.node.strikes = 0
+        registry, node = rollout.registry, lease.seat.node
+        half = lease.progress < lease.count <= halves
         lease.progress = max(lease.progress, halves)
-        lease.touched = now
-        late = now + self._timeout(rollout, lease.source)
-        lease.deadline = max(lease.deadline, late)  # its timer is set for the earlier one
-        if lease.credit and lease.progress >= lease.count:
+        lease.touched = lease.since = now
+        if lease.source is None:
+            rollout.failures = node.strikes = 0
+            rollout.reads.came(now, node, lease)
+        else:
+            late = now + self._carry_timeout(rollout)
+            lease.deadline = max(lease.deadline, late)  # its timer is set for the earlier one
+        if half:
             took = now - lease.granted
             if lease.source is not None:
                 rollout.carry_failures.clear()
@@ -195,8 +207,27 @@ class Leases:
                 self._zones.read(lease, took)
                 registry.pace += (took - registry.pace) * (PACE_WEIGHT if registry.pace else 1.0)
                 rollout.window = min(self._rules.credits, rollout.window + 1)
+                rollout.reads.came(now, node, lease, took)
+                if self.lateness.in_time(now, node, out):
+                    self._unpark(rollout, node)
             self._credit(lease)
             self.want(now, rollout, out)
+
+    def _spread_out(self, rollout: Rollout, now: float, out: Outbox) -> None:
+        """Nothing has come of this rollout's first reads: more nodes try, each with a chunk of its own.
+
+        It may be the upstream that is slow, then no chunk is read twice; or whoever was asked first means harm.
+        """
+        if rollout.reads.any or not rollout.swarms or rollout.steps >= MOST_STEPS:
+            return
+        rollout.steps += 1
+        rollout.window = min(self._rules.credits, 2 * rollout.window)
+        for swarm in rollout.swarms:
+            for lease in swarm.leases.values():
+                if lease.source is None:
+                    self._credit(lease)
+        self._state.timers.at(now + self._rules.late_after, partial(self._spread_out, rollout))
+        self.want(now, rollout, out)
 
     def _credit(self, lease: Lease) -> None:
         if not lease.credit:
@@ -257,15 +288,19 @@ class Leases:
             if not seat.swarm.leases:
                 self._idle(now, seat.swarm, out)
             return
+        rollout.reads.ended(node, lease)
         load = rollout.load[node] - 1
         if load:
             rollout.load[node] = load
         else:
             del rollout.load[node]
-        for parked in rollout.parked.pop(node, ()):
-            self.enlist(parked)
+        self._unpark(rollout, node)
         if not seat.swarm.leases:
             self._idle(now, seat.swarm, out)
+
+    def _unpark(self, rollout: Rollout, node: Node) -> None:
+        for parked in rollout.parked.pop(node, ()):
+            self.enlist(parked)
 
     def _avoid(self, seat: Seat, index: int) -> None:
         swarm = seat.swarm
@@ -283,6 +318,9 @@ class Leases:
     def _expire(self, lease: Lease, now: float, out: Outbox) -> None:
         if not lease.left:
             return
+        if lease.source is None:
+            late = self.lateness.late(now, lease)
+            lease.deadline = now if late else self.lateness.next_look(now, lease)
         if now < lease.deadline:
             self._state.timers.at(lease.deadline, partial(self._expire, lease))
             return
@@ -291,25 +329,15 @@ class Leases:
 
     def overdue(self, now: float, lease: Lease, out: Outbox) -> None:
         """The holder shows no progress: another node takes over, and the holder gets no lease for a while."""
-        self._bench(now, lease.seat.node, self._rules.bench_time)
+        if lease.source is None:
+            self.lateness.sat_on(now, lease, out)
+        else:
+            self.lateness.bench(now, lease.seat.node, self._rules.bench_time)
         self.take_back(now, lease, out, avoid=True)
 
-    def _bench(self, now: float, node: Node, seconds: float) -> None:
-        node.benched_until = max(node.benched_until, now + seconds)
-        self._state.timers.at(node.benched_until, partial(self._unbench, node))
-
-    def _unbench(self, node: Node, now: float, out: Outbox) -> None:
-        if node.benched_until and now >= node.benched_until:
-            self.unbench(now, node, out)
-
-    def unbench(self, now: float, node: Node, out: Outbox) -> None:
-        """The node takes leases again."""
-        node.benched_until = 0.0
-        seats, node.benched = node.benched, []
-        for seat in seats:
-            if not seat.swarm.over:
-                self.enlist(seat)
-                self.want(now, seat.swarm.rollout, out)
+    def _back(self, now: float, seat: Seat, out: Outbox) -> None:
+        self.enlist(seat)
+        self.want(now, seat.swarm.rollout, out)
 
     def failed(self, now: float, seat: Seat, index: int, out: Outbox) -> float:
         """A read failed. Whoever fails again and again waits longer and longer: the chunk, the node, the rollout.
@@ -321,7 +349,7 @@ class Leases:
         swarm.failures[index] = swarm.failures.get(index, 0) + 1
         node.strikes += 1
         if node.strikes > 1:
-            self._bench(now, node, min(self._rules.bench_time, self._back_off(node.strikes)))
+            self.lateness.bench(now, node, min(self._rules.bench_time, self._back_off(node.strikes)))
         rollout.failures += 1
         if rollout.failures > 1:  # after the first one another node tries at once
             rollout.window = self._rules.first_credits

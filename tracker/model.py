@@ -12,6 +12,7 @@ from collections import OrderedDict, deque
 from p2pdist.protocol.chunks import chunk_count
 from p2pdist.protocol.messages import PeerInfo
 from tracker.bitmaps import Tally
+from tracker.reads import Reads
 from tracker.roster import Roster
 from tracker.rules import SwarmRules
 from tracker.timers import Timers
@@ -21,8 +22,8 @@ class Node:
     """A connected agent. `live`: not voted dead; only live nodes are neighbours and hold leases."""
 
     __slots__ = (
-        "address", "alone", "benched", "benched_until", "gateway", "holds", "id", "live", "lone", "lone_due", "peer",
-        "reads", "seats", "site", "strikes", "votes", "zone",
+        "address", "alone", "benched", "benched_until", "gateway", "holds", "id", "lapses", "live", "lone", "lone_due",
+        "peer", "reads", "seats", "site", "strikes", "votes", "zone",
     )  # fmt: skip
 
     def __init__(
@@ -40,6 +41,7 @@ class Node:
         self.holds: set[str] = set()
         self.votes: dict[Node, float] = {}  # who called it dead, and when
         self.strikes = 0  # reads that failed since one made progress
+        self.lapses = 0  # leases that it let expire; each that comes in time makes up for one
         self.benched_until = 0.0
         self.benched: list[Seat] = []
         self.lone: list[tuple[int, int, int, Swarm]] = []  # heap by rollout and order: swarms it may read as a stream
@@ -50,7 +52,10 @@ class Node:
 class Lease:
     """Chunks `first` .. `first + count - 1` are being read from upstream, or from `source`, by `seat.node`."""
 
-    __slots__ = ("count", "credit", "deadline", "first", "granted", "left", "progress", "seat", "source", "touched")
+    __slots__ = (
+        "count", "credit", "deadline", "first", "granted", "left", "passed", "progress", "seat", "since", "source",
+        "touched",
+    )  # fmt: skip
 
     def __init__(self, seat: Seat, first: int, count: int, left: int, now: float, deadline: float) -> None:
         self.seat = seat
@@ -62,13 +67,15 @@ class Lease:
         self.progress = 0  # half chunks read
         self.granted = now
         self.touched = now  # its last sign of progress
-        self.deadline = deadline
+        self.since = now  # the same of the first one who was to read it, and let it expire beside others
+        self.passed = 0  # how many let it expire like that
+        self.deadline = deadline  # when it is looked at again
 
 
 class Seat:
     """A node's place in a swarm: it waits for the blob."""
 
-    __slots__ = ("avoided", "denied", "known", "leases", "node", "queued", "registry", "swarm")
+    __slots__ = ("avoided", "denied", "known", "lapsed", "leases", "node", "queued", "registry", "swarm")
 
     def __init__(self, node: Node, swarm: Swarm, registry: str) -> None:
         self.node = node
@@ -79,6 +86,7 @@ class Seat:
         self.queued = False  # whether it stands in the swarm's ring
         self.denied = False  # the upstream refuses this node
         self.avoided = 0  # chunks it failed to read last; others go first
+        self.lapsed: dict[int, float] = {}  # chunks that were to be read by others as well, and when it began
 
 
 class Stream:
@@ -102,8 +110,8 @@ class Swarm:
     __slots__ = (
         "alone", "avoid", "awaited", "born", "chunk_size", "closing", "count", "denied", "digest", "everywhere",
         "failures", "far_ring", "full", "gateways", "hold_until", "holders", "leased", "leases", "lone_queue",
-        "members", "missed", "missing", "near", "order", "over", "ring", "rollout", "seats", "shunned", "siblings",
-        "size", "source", "stuck", "tally", "turned", "votes",
+        "members", "missed", "missing", "near", "order", "over", "passed", "ring", "rollout", "seats", "shunned",
+        "siblings", "size", "source", "stuck", "tally", "votes",
     )  # fmt: skip
 
     def __init__(
@@ -140,13 +148,13 @@ class Swarm:
         self.ring: deque[Seat] = deque()  # who gets the next lease; stale ones are dropped when met
         self.far_ring: deque[Seat] = deque()  # the same of nodes that read only when there is nobody else
         self.near = 0  # live members that stand in the ring otherwise
-        self.turned = False
         self.awaited: frozenset[str] = frozenset()  # sites whose gateways may still come
         self.gateways: dict[str, Node] = {}  # by site: who carries the blob to and from other sites
         self.tally = Tally()
         self.source: dict[int, Node] = {}  # who said last that it read the chunk
         self.missed: dict[int, tuple[float, Node]] = {}  # chunks somebody should have: first missed when, by whom
         self.failures: dict[int, int] = {}
+        self.passed: dict[int, tuple[float, int]] = {}  # chunks that were sat on: `since` and `passed` of their leases
         self.avoid: dict[int, Seat] = {}  # who failed last at a chunk
         self.votes: dict[Node, int] = {}  # whom the upstream refused since a chunk was last read, and the status
         self.denied: set[Node] = set()
@@ -203,6 +211,7 @@ class Rollout:
         "cut_until",
         "failures",
         "family",
+        "given",
         "hold_until",
         "id",
         "load",
@@ -210,8 +219,11 @@ class Rollout:
         "number",
         "parked",
         "probed",
+        "reads",
         "registry",
+        "steps",
         "swarms",
+        "total",
         "window",
         "zone",
     )
@@ -238,6 +250,10 @@ class Rollout:
         self.credits_out = 0
         self.failures = 0  # reads that failed since one made progress
         self.hold_until = 0.0  # no leases before
+        self.reads = Reads()
+        self.given: dict[Node, int] = {}  # leases that each node was given, from upstream
+        self.total = 0  # all of them
+        self.steps = 0  # times that more nodes were asked to read since nothing had come
         self.load: dict[Node, int] = {}  # unfinished leases of each node
         self.parked: dict[Node, list[Seat]] = {}  # seats that left their rings because the node had its fill of leases
 

@@ -10,7 +10,7 @@ from tracker.timers import Outbox
 
 MISSED_FOR = 30.0  # seconds after which an earlier Miss no longer counts
 SLOW = 2.5  # seconds that the first half of the first chunk from another zone may take
-PACES = 4.0  # a missed lease is late after so many times the usual
+PACES = 4.0  # a missed read from another zone is late after so many times the usual
 
 
 class Rescue:
@@ -77,7 +77,8 @@ class Rescue:
     def miss(self, now: float, seat: Seat, wanted: list[int], out: Outbox) -> None:
         """The node and its neighbours lack these chunks, and nothing comes.
 
-        A chunk that no live node is known to have is leased again at once; a lease without progress goes to another;
+        A chunk that no live node is known to have is leased again at once; a read from another zone without progress
+        goes to another node (whose read from upstream is late is found without being told);
         for the others the node is told who should have them, and if that doesn't help, they are leased again too.
         """
         swarm = seat.swarm
@@ -91,7 +92,7 @@ class Rescue:
                 continue
             lease = swarm.leases.get(index)
             if lease is not None:
-                if lease.seat is not seat and self._late(now, lease):
+                if lease.source is not None and lease.seat is not seat and self._late(now, lease):
                     self._seats.leases.overdue(now, lease, out)
             elif not known & bit or (not carried and self._missed_again(now, seat, index)):
                 orphans |= bit
@@ -123,8 +124,7 @@ class Rescue:
         self._seats.leases.want(now, swarm.rollout, out)
 
     def _late(self, now: float, lease: Lease) -> bool:
-        rollout = lease.seat.swarm.rollout
-        pace = rollout.registry.pace if lease.source is None else rollout.carry_pace or SLOW
+        pace = lease.seat.swarm.rollout.carry_pace or SLOW
         return now - lease.touched >= max(self._rules.miss_patience, PACES * pace)
 
     def _missed_again(self, now: float, seat: Seat, index: int) -> bool:

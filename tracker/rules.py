@@ -44,10 +44,18 @@ class SwarmRules:
     leases_per_node: int = option(2, "unfinished leases of one node in a rollout")
     run: int = option(1, "chunks in one lease (2 and 4: 1.085 and 1.095 instead of 1.077; 8: 1.20)", most=64)
     lease_timeout: float = option(
-        10.0, "seconds without progress after which a lease goes to another node, at least", least=0.1
+        10.0,
+        "seconds without progress after which a lease goes to another node, at least, if no other one makes progress",
+        least=0.1,
     )
-    lease_timeout_factor: float = option(8.0, "the same as a multiple of what a first half takes on average")
-    bench_time: float = option(10.0, "seconds without new leases for a node that let one expire and shows no progress")
+    lease_timeout_factor: float = option(8.0, "the same as a multiple of what a first half usually takes")
+    late_after: float = option(
+        1.0, "seconds without progress after which it does, at least, while those of others make progress", least=0.1
+    )
+    late_factor: float = option(4.0, "the same as a multiple of what a first half usually takes")
+    bench_time: float = option(
+        10.0, "seconds without new leases for a node that let one expire; doubles up to 80 s with each more"
+    )
     alone_after: float = option(
         0.25,
         "seconds after its birth from which a swarm of one node is read as one stream (nodes that start together are "
@@ -55,7 +63,9 @@ class SwarmRules:
     )
     alone_leases: int = option(2, "streams of one lone node at once")
     recall_timeout: float = option(2.0, "seconds after a recall from which the lone stream is taken for over")
-    miss_patience: float = option(2.0, "age in seconds from which a missed lease without progress is given to another")
+    miss_patience: float = option(
+        2.0, "age in seconds from which a missed read from another zone without progress is given to another node"
+    )
     miss_again: float = option(
         3.0, "seconds after which a chunk still missed is leased though some node should have it"
     )

@@ -111,7 +111,7 @@ class Seats:
         swarm.members.add(seat.node)
         swarm.tally.add(seat.known)
         swarm.missing &= ~seat.known
-        self.leases.enlist(seat)
+        self.leases.enlist(seat, new=True)
 
     def learn(self, seat: Seat, chunks: int) -> int:
         """The node has these chunks; returns those of them that nobody was known to have."""

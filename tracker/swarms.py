@@ -96,11 +96,8 @@ class Swarms:
     def _active(self, now: float, node_id: bytes, out: Outbox) -> Node | None:
         """The node behind a message that shows progress: it is alive, whatever was said about it."""
         node = self._state.nodes.get(node_id)
-        if node is not None:
-            if not node.live:
-                self._rescue.revive(now, node, out)
-            if node.benched_until:
-                self._leases.unbench(now, node, out)
+        if node is not None and not node.live:
+            self._rescue.revive(now, node, out)
         return node
 
     def _seat(self, node: Node | None, digest: str) -> Seat | None:
@@ -187,9 +184,12 @@ class Swarms:
         """Half of a leased chunk has arrived."""
         out: Outbox = []
         node = self._active(now, node_id, out)
+        seat = self._seat(node, message.digest)
         lease = self._leases.find(node, message.digest, message.index) if node else None
         if lease is not None:
             self._leases.progress(now, lease, 2 * (message.index - lease.first) + 1, out)
+        elif seat is not None:
+            self._leases.lateness.came_late(now, seat, message.index)
         return out
 
     def got(self, now: float, node_id: bytes, message: messages.Got) -> Outbox:
@@ -204,6 +204,7 @@ class Swarms:
         swarm.source[message.index] = node
         swarm.missed.pop(message.index, None)
         swarm.failures.pop(message.index, None)
+        swarm.passed.pop(message.index, None)
         swarm.votes.clear()
         lease = self._leases.find(node, message.digest, message.index)
         if lease is not None:
@@ -212,6 +213,8 @@ class Swarms:
             else:
                 self.counters.bytes_carried += swarm.chunk_size
             self._leases.arrived(now, lease, message.index, out)
+        else:
+            self._leases.lateness.came_late(now, seat, message.index)
         self._leases.spread(now, swarm, out)
         return out
 

@@ -39,7 +39,7 @@ def holder(
     certificate = authority.issue(key.public_key(), role, {}, time.time() - age, 3600)
     tls.use(certificate, key, authority.pem)
     if trusted is not authority:
-        tls.client.load_verify_locations(cadata=trusted.pem.decode())
+        tls.client.in_force.load_verify_locations(cadata=trusted.pem.decode())
     return tls
 
 
@@ -131,6 +131,11 @@ class Rogue:
             self.attestor.join(message.membership, message.cluster_key)
         if self._react is not None:
             self._react(self, message)
+
+    @property
+    def leases(self) -> int:
+        """How many chunks it was to read from upstream."""
+        return sum(m.count for m in self.heard if isinstance(m, wire.Lease) and not m.alone)
 
     def cut(self, digest: str) -> int:
         """The chunk size that the tracker said."""

@@ -138,7 +138,7 @@ def test_a_lease_without_progress_goes_to_another_node_and_a_late_chunk_is_welco
     for number in (1, 2, 3):
         driver.join(number, "blob", chunks=3)
     (index, slow), *_ = driver.leased("blob").items()
-    driver.later(9.9)
+    driver.later(39.9)  # nobody shows progress: it may be the upstream that is slow
     assert driver.leased("blob")[index] == slow
     driver.later(0.2)
     assert driver.leased("blob")[index] != slow
@@ -154,7 +154,7 @@ def test_a_chunk_that_came_late_is_not_read_again_when_its_second_reader_fails()
     for number in (1, 2, 3):
         driver.join(number, "blob", chunks=3)
     (index, slow), *_ = driver.leased("blob").items()
-    driver.later(10.1)
+    driver.later(40.1)
     second = driver.leased("blob")[index]
     driver.got(slow, "blob", index)
     driver.failed(second, "blob", index)
@@ -190,27 +190,9 @@ def test_where_halves_take_long_leases_do() -> None:
     for index, node in list(driver.leased("blob").items()):
         driver.later(4.0)
         driver.half(node, "blob", index)
-    late = [lease for lease in driver.swarm("blob").leases.values() if lease.granted == driver.now]
-    assert late and all(lease.deadline > driver.now + 30.0 for lease in late)
-
-
-def test_a_node_that_let_a_lease_expire_gets_none_until_it_shows_progress() -> None:
-    driver = Driver(lease_timeout=1.0, bench_time=60.0)
-    for number in (1, 2, 3):
-        driver.join(number, "blob", chunks=200)
-    silent = 1
-    kept = next(index for index, node in driver.leased("blob").items() if node == silent)
-    for _ in range(40):
-        driver.later(0.2)
-        for index, node in list(driver.leased("blob").items()):
-            if node != silent:
-                driver.got(node, "blob", index)
-    assert silent not in driver.leased("blob").values()
-    before = len(driver.said)
-    driver.got(silent, "blob", kept)
-    for index, node in list(driver.leased("blob").items()):
-        driver.got(node, "blob", index)
-    assert silent in {node for node, _ in leases(driver.said[before:])}
+    given = driver.leased("blob")
+    driver.later(30.0)
+    assert driver.leased("blob") == given and not driver.swarms.counters.expired
 
 
 def test_chunks_that_a_joining_node_has_are_not_read() -> None:

@@ -134,18 +134,6 @@ def test_missing_a_chunk_that_is_to_come_changes_nothing() -> None:
     assert driver.leased("blob")[index] == node
 
 
-def test_a_missed_lease_that_shows_no_progress_goes_to_another_within_two_seconds() -> None:
-    driver = rollout(4)
-    (index, node), *_ = driver.leased("blob").items()
-    other = next(number for number in (1, 2, 3, 4) if number != node)
-    driver.later(1.9)
-    driver.miss(other, "blob", index)
-    assert driver.leased("blob")[index] == node
-    driver.later(0.2)
-    driver.miss(other, "blob", index)
-    assert driver.leased("blob")[index] != node
-
-
 def test_who_misses_what_somebody_has_learns_from_whom() -> None:
     driver = rollout(6)
     (index, node), *_ = driver.leased("blob").items()

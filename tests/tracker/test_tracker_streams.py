@@ -109,7 +109,7 @@ def test_a_node_left_alone_streams_what_nobody_has() -> None:
     driver = Driver()
     for number in (1, 2):
         driver.join(number, "blob")
-    driver.later(1.0)
+    driver.later(0.9)
     assert driver.leased("blob") == {0: 1, 1: 1}
     driver.got(1, "blob", 0)
     driver.got(2, "blob", 2)

@@ -13,6 +13,7 @@ from p2pdist.protocol import messages as wire
 from p2pdist.protocol.messages import PeerInfo
 from tracker.bitmaps import from_wire
 from tracker.cluster import Cluster
+from tracker.lateness import Lateness
 from tracker.model import Node, Rollout, Seat, Swarm
 from tracker.rules import BanRules, ContentRules, SwarmRules
 
@@ -166,7 +167,7 @@ def check(cluster: Cluster, rules: SwarmRules, now: float) -> None:
         assert registry.credits_out == sum(rollout.credits_out for rollout in registry.rollouts)
         assert 0 <= registry.credits_out <= rules.registry_credits
         for rollout in registry.rollouts:
-            _check_rollout(rollout, rules, now)
+            _check_rollout(rollout, rules, now, cluster.swarms._leases.lateness)
     for name, sizes in state.swarms.items():
         assert sizes
         for swarm in sizes.values():
@@ -187,7 +188,7 @@ def check(cluster: Cluster, rules: SwarmRules, now: float) -> None:
     assert not held
 
 
-def _check_rollout(rollout: Rollout, rules: SwarmRules, now: float) -> None:
+def _check_rollout(rollout: Rollout, rules: SwarmRules, now: float, lateness: Lateness) -> None:
     found = {lease for swarm in rollout.swarms for lease in swarm.leases.values()}
     assert rollout.swarms
     across = [lease for lease in found if lease.source is not None]
@@ -204,10 +205,10 @@ def _check_rollout(rollout: Rollout, rules: SwarmRules, now: float) -> None:
     assert all(count <= rules.leases_per_node for count in load.values())
     if rollout.credits_out < rollout.window and rollout.registry.credits_out < rules.registry_credits:
         for swarm in rollout.swarms:
-            assert swarm.apart or not _idle(swarm, load, rules, now), "a chunk could be leased, and isn't"
+            assert swarm.apart or not _idle(swarm, load, rules, now, lateness), "a chunk could be leased, and isn't"
 
 
-def _idle(swarm: Swarm, load: dict[Node, int], rules: SwarmRules, now: float) -> bool:
+def _idle(swarm: Swarm, load: dict[Node, int], rules: SwarmRules, now: float, lateness: Lateness) -> bool:
     """Whether a chunk could be leased now, or a stream started."""
     rollout = swarm.rollout
     if now < max(rollout.registry.paused_until, rollout.hold_until, swarm.hold_until) or swarm.alone is not None:
@@ -229,7 +230,8 @@ def _idle(swarm: Swarm, load: dict[Node, int], rules: SwarmRules, now: float) ->
         node = seat.node
         return (
             node in readers
-            and load[node] < rules.leases_per_node
+            and load[node] < lateness.most(node)
+            and not lateness.has_its_share(rollout, node)
             and now >= node.benched_until
             and (bool(swarm.missing & ~seat.avoided) or others_denied)
         )
