@@ -73,6 +73,10 @@ class Metrics:
         yield GaugeMetricFamily("p2pdist_store_kept_bytes", "Bytes of stored blobs that are not evicted", value=kept)
         full = status["store"]["full"]
         yield CounterMetricFamily("p2pdist_store_full", "Times that the store had no room for something", value=full)
+        checked = status["store"]["rechecked_bytes"]
+        yield CounterMetricFamily("p2pdist_store_rechecked_bytes", "Bytes hashed again by and by", value=checked)
+        damaged = status["store"]["damaged"]
+        yield CounterMetricFamily("p2pdist_store_damaged", "Stored blobs that the disk had damaged", value=damaged)
         for name, value in status["orders"].items():
             kind = GaugeMetricFamily if name in {"denied_entries", "preheats_running"} else CounterMetricFamily
             yield kind(f"p2pdist_{name}", name.replace("_", " "), value=value)

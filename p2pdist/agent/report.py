@@ -87,7 +87,14 @@ class Report:
             ],
             "trust": self._trust(),
             "rights": asdict(self.pull.rights.counts),
-            "store": {"blobs": usage.blobs, "bytes": usage.stored, "kept_bytes": usage.kept, "full": usage.refused},
+            "store": {
+                "blobs": usage.blobs,
+                "bytes": usage.stored,
+                "kept_bytes": usage.kept,
+                "full": usage.refused,
+                "rechecked_bytes": usage.rechecked,
+                "damaged": usage.damaged,
+            },
             "orders": self.orders.status(),
             "transfer": {
                 "bytes_from_upstream": self.swarms.bytes_from_upstream,

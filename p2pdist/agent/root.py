@@ -31,7 +31,7 @@ from p2pdist.orders import Orders
 from p2pdist.protocol import messages as wire
 from p2pdist.pull import Pull
 from p2pdist.signature_source import SharedSource
-from p2pdist.store import Store
+from p2pdist.store import Recheck, Store
 from p2pdist.swarm.attest import Attestor
 from p2pdist.swarm.memory import recall, remember
 from p2pdist.swarm.service import SwarmService, SwarmSettings
@@ -103,6 +103,9 @@ class Agent:
             tasks = await stack.enter_async_context(asyncio.TaskGroup())
             if self._gate is not None:
                 stack.callback(tasks.create_task(self._gate.run()).cancel)
+            if config.store.recheck_bytes_per_second is not None:
+                recheck = Recheck(self._store, config.store.recheck_bytes_per_second, self._swarms.lost)
+                stack.callback(tasks.create_task(recheck.run()).cancel)
             if config.tracker.urls:
                 client = self._session.client = self._make_client(key)
                 if self._enrolment is not None:

@@ -89,6 +89,13 @@ class StoreConfig(Section):
         "Images that the daemon asked for within so long count as running and are kept too, the latest first, as far "
         "as they take half of node.max_store_bytes.",
     )
+    recheck_bytes_per_second: int | None = option(
+        v.optional(v.SIZE, 0, "only before it is given out"),
+        8 * 1024**2,
+        "What is stored is hashed again, so that a disk that forgets is found before anybody gets what it has made of "
+        "a blob: in the background twice a week, reading so much at most, and before it is given out where that was "
+        "longer ago than a week.",
+    )
 
 
 @dataclass(frozen=True, slots=True)

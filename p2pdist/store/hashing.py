@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 BUFFER = 256 * 1024  # bytes read at a time: the interpreter's lock is asked for rarely, and it stays in the cache
 WAKE = 4 * 1024 * 1024  # bytes that wait before a worker is woken; what `finish` has left to hash, in the best case
 SPAN = 16 * 1024 * 1024  # bytes between two looks at whether a frontier was rewound or stopped
+PIECE = 1024 * 1024  # bytes between two pauses of somebody who isn't in a hurry
 FLUSH = 32 * 1024 * 1024  # bytes hashed between two syncs
 
 
@@ -37,6 +38,22 @@ def hash_file(fd: int, digest: Digest) -> str:
     """The hex digest of all of the open file, by the algorithm of `digest`."""
     hasher = digest.hasher()
     feed(hasher, fd, 0, os.fstat(fd).st_size)
+    return hasher.hexdigest()
+
+
+def hash_slowly(fd: int, digest: Digest, pause: Callable[[int], None]) -> str:
+    """As `hash_file`, what the disk has now: not what memory holds of it. `pause` is called after each so many bytes.
+
+    Nothing of what is read stays in memory, where it would take the place of what is in use.
+    """
+    hasher = digest.hasher()
+    size = os.fstat(fd).st_size
+    for start in range(0, size, PIECE):
+        length = min(PIECE, size - start)
+        os.posix_fadvise(fd, start, length, os.POSIX_FADV_DONTNEED)
+        feed(hasher, fd, start, start + length)
+        os.posix_fadvise(fd, start, length, os.POSIX_FADV_DONTNEED)
+        pause(length)
     return hasher.hexdigest()
 
 

@@ -38,6 +38,7 @@ class Shelf:
         self._open: Counter[Digest] = Counter()
         self._opening = threading.Lock()  # guards the counts
         self._serial = itertools.count()
+        self.damaged = 0  # blobs that were no longer what their digests say
         self.kept: frozenset[Digest] = frozenset()  # not to be evicted either, as long as it says so
 
     # --- handing out
@@ -65,15 +66,16 @@ class Shelf:
         self._index.touch(digest, now)
         return BlobFile(digest, entry.stamp.size, fd, lambda: self._closed(digest))
 
-    def reverify(self, entry: Entry) -> None:
+    def reverify(self, entry: Entry, pause: Callable[[int], None] | None = None) -> None:
         """Hashes the whole blob, unless there is another proof than `entry` already: a new proof, or the blob is gone.
 
+        With `pause`: in no hurry, as `hash_slowly`.
         StorageError: it isn't readable just now.
         """
         digest = entry.digest
         if not self._still(entry):
             return
-        stamp = prove_file(self._layout.blob(digest), digest)
+        stamp = prove_file(self._layout.blob(digest), digest, pause)
         with self._names:
             if not self._still(entry):
                 return  # removed or stored anew meanwhile: what was hashed isn't what is there
@@ -81,6 +83,7 @@ class Shelf:
                 self._index.prove(digest, stamp, self._clock())
                 return
             dropped = self._move_away(digest)
+            self.damaged += 1
         _log.error("blob dropped", digest=str(digest), size=entry.stamp.size)
         self.delete(dropped)
 

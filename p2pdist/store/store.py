@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -39,6 +40,7 @@ class Usage:
     """How full the store is. Sizes in bytes; `staging` counts open stagings whole and idle ones by what they take.
 
     `kept`: of what is stored, that which may not be evicted. `refused`: how often there was no room for something.
+    `rechecked`: bytes that were hashed again in the background. `damaged`: blobs that were not what their digests say.
     """
 
     blobs: int
@@ -48,6 +50,8 @@ class Usage:
     max_bytes: int | None
     kept: int
     refused: int
+    rechecked: int
+    damaged: int
 
 
 class Store:
@@ -77,7 +81,9 @@ class Store:
         self._reverify_after = reverify_after
         self._clock = clock
         self._verifying: dict[Digest, Future[None]] = {}
-        self._refused = 0
+        self._enough = threading.Event()  # no blob is hashed in the background any longer
+        self._slow = ThreadPoolExecutor(1, "store-recheck")  # of its own: it takes its time
+        self._refused = self._rechecked = 0
         self._closed = False
 
     @classmethod
@@ -123,6 +129,8 @@ class Store:
             await asyncio.to_thread(self._shut)
 
     def _shut(self) -> None:
+        self._enough.set()
+        self._slow.shutdown()
         self._pool.shutdown()
         self._opened.close()
 
@@ -159,17 +167,31 @@ class Store:
             max_age = None
         return None
 
-    async def reverify_oldest(self) -> bool:
-        """Hashes the one blob whose proof is oldest, if it has passed half of its time; whether there was one.
+    async def recheck_oldest(self, rate: int) -> Digest | None:
+        """Hashes the one blob whose proof is oldest, if it has passed half of its time: its digest; None: none has.
 
-        For an idle agent, so that the first reader of an old blob needn't wait for the hash.
+        At most `rate` bytes are read in a second, from the disk itself. A reader never waits for it. Whether the blob
+        is still there afterwards, `find` says; once the caller is cancelled, reading soon ends.
+
+        Raises:
+            StorageError: it can't be read just now.
         """
         self._must_be_open()
         entry = min(self._index.entries(), key=lambda entry: entry.verified, default=None)
         if entry is None or 0 <= self._clock() - entry.verified < self._reverify_after / 2:
-            return False
-        await self._reverify(entry)
-        return True
+            return None
+        enough = self._enough = threading.Event()
+
+        def pause(count: int) -> None:
+            self._rechecked += count
+            if enough.wait(count / rate):
+                raise StorageError("the store is being closed")
+
+        try:
+            await asyncio.wrap_future(self._slow.submit(partial(self._shelf.reverify, entry, pause)))
+        finally:
+            enough.set()
+        return entry.digest
 
     async def put(self, data: bytes, digest: Digest) -> StoredBlob:
         """Stores small content that is in memory.
@@ -282,7 +304,12 @@ class Store:
         fixed = self._index.pinned() | self._shelf.kept
         kept = sum(entry.stamp.size for entry in entries if entry.digest in fixed)
         held = self._arrivals.held()
-        return Usage(len(entries), self._index.bytes, partials, held, self._max_bytes, kept, self._refused)
+        return Usage(
+            *(len(entries), self._index.bytes, partials, held, self._max_bytes, kept),
+            refused=self._refused,
+            rechecked=self._rechecked,
+            damaged=self._shelf.damaged,
+        )
 
     # --- inside
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import structlog
@@ -12,7 +13,7 @@ import structlog
 from p2pdist.oci import Digest
 from p2pdist.store.blob import Stamp
 from p2pdist.store.faults import storage_errors
-from p2pdist.store.hashing import hash_file
+from p2pdist.store.hashing import hash_file, hash_slowly
 
 OPEN_BLOB = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK  # neither a link out of the store nor a FIFO that never opens
 # What says something of this file, not of this moment (a process out of file descriptors must not delete its blobs).
@@ -20,8 +21,10 @@ _UNUSABLE = frozenset({errno.ENOENT, errno.ELOOP, errno.EISDIR, errno.ENXIO, err
 _log = structlog.get_logger(__name__)
 
 
-def prove_file(path: Path, digest: Digest) -> Stamp | None:
+def prove_file(path: Path, digest: Digest, pause: Callable[[int], None] | None = None) -> Stamp | None:
     """Hashes the whole file; the stamp it had before and after if it is `digest`, else None, and why in the log.
+
+    With `pause`: as `hash_slowly`; what it raises comes out.
 
     Raises:
         StorageError: the file can't be read just now, for a reason that isn't its own.
@@ -37,7 +40,7 @@ def prove_file(path: Path, digest: Digest) -> Stamp | None:
             if not stat.S_ISREG(before.st_mode):
                 _log.error("blob is not a regular file", digest=str(digest))
                 return None
-            got = hash_file(fd, digest)
+            got = hash_file(fd, digest) if pause is None else hash_slowly(fd, digest, pause)
             stamp = Stamp.of(os.fstat(fd))
         except OSError as error:
             _unusable(error, digest)

@@ -183,6 +183,10 @@ class SwarmService:
         transfer = self._transfers.find(str(digest))
         if transfer is not None:
             await self._transfers.end(transfer, error)
+        await self.lost(digest)
+
+    async def lost(self, digest: Digest) -> None:
+        """A blob is in the store no longer; peers don't get it from here."""
         await self._seeds.forget(str(digest))
         self._tracker.send(wire.Drops([str(digest)]))
 

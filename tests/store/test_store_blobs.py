@@ -178,7 +178,7 @@ async def test_a_blob_stored_anew_while_the_old_file_is_hashed_is_not_dropped(st
     flip(path_of(tmp_path, DIGEST))
     prove_file = shelf.prove_file
 
-    def overtaken(path: Path, digest: Digest) -> object:
+    def overtaken(path: Path, digest: Digest, pause: None = None) -> object:
         verdict = prove_file(path, digest)
         asyncio.run_coroutine_threadsafe(add(store, DATA), loop).result()
         return verdict
@@ -217,18 +217,6 @@ async def test_an_unreadable_sector_drops_the_blob(store, tmp_path, monkeypatch)
         patch.setattr(os, "preadv", broken)
         assert await store.open_blob(DIGEST) is None
     assert store.find(DIGEST) is None
-
-
-async def test_an_idle_agent_renews_the_oldest_proof_so_that_no_reader_waits(store, clock, hashed) -> None:
-    assert not await store.reverify_oldest()
-    clock.now += WEEK / 2
-    newer = await store.put(b"newer", Digest.of(b"newer"))
-    assert await store.reverify_oldest() and hashed == [DIGEST]
-    assert not await store.reverify_oldest()
-    clock.now += WEEK * 3 / 4
-    assert await store.reverify_oldest() and await store.reverify_oldest()
-    assert sorted(hashed[1:]) == sorted([DIGEST, newer.digest])
-    assert await read(store, DIGEST) == DATA and len(hashed) == 3
 
 
 # --- small content, removal, the open file
@@ -298,7 +286,7 @@ async def test_a_closed_store_says_so(tmp_path) -> None:
         store.open_blob(DIGEST),
         store.put(b"", Digest.of(b"")),
         store.remove(DIGEST),
-        store.reverify_oldest(),
+        store.recheck_oldest(1),
     ):
         with pytest.raises(StorageError, match="closed"):
             await work
