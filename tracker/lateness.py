@@ -15,6 +15,7 @@ from tracker.timers import Outbox
 
 OTHERS = 3  # nodes that must have shown progress since, in larger swarms
 PASSED = 3  # times that a chunk is taken for sat on because others make progress
+LAST = 4  # leases of a rollout that has nothing else left: whether others make progress says nothing then
 OWN = 1.5  # a node has so many times what its own last read took, up to `lease_timeout`
 UNSEEN = 0.5  # of `lease_timeout`: an age counts for so much in what is usual, at most
 DOUBLINGS = 3  # of the time on the bench
@@ -50,14 +51,22 @@ class Lateness:
 
     def _patience(self, now: float, lease: Lease) -> float:
         rules, swarm, node = self._rules, lease.seat.swarm, lease.seat.node
+        rollout = swarm.rollout
         usual = self.usual(now, lease)
         if lease.passed < PASSED:
-            reads = swarm.rollout.reads
+            reads = rollout.reads
             others = max(1, min(OTHERS, len(swarm.members) - 1))
-            if reads.others(lease.since, node) >= others:
+            if reads.others(lease.since, node) >= others or (not lease.passed and self._among_the_last(rollout)):
                 own = min(OWN * reads.took(node), rules.lease_timeout)
                 return max(rules.late_after, rules.late_factor * usual, own)
         return max(rules.lease_timeout, rules.lease_timeout_factor * usual)
+
+    def _among_the_last(self, rollout: Rollout) -> bool:
+        """Whether so little is being read, and nothing else is left, that nobody else can show progress for long.
+
+        A second read of these is cheap, and what is usual is known by now.
+        """
+        return sum(rollout.load.values()) <= LAST and not any(swarm.missing for swarm in rollout.swarms)
 
     def began(self, now: float, lease: Lease) -> None:
         """A lease is given. What is known of its chunks from those who were to read them before goes with it."""

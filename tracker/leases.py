@@ -21,7 +21,7 @@ from tracker.zones import Zones
 
 PACE_WEIGHT = 0.1  # of the newest measurement in the average
 LONGEST_BACK_OFF = 8.0  # seconds
-MOST_STEPS = 5  # times that more nodes are asked before anything has come
+MOST_STEPS = 4  # times that more nodes are asked while nothing comes
 
 
 class Leases:
@@ -164,14 +164,16 @@ class Leases:
             lease.source = source
             self._zones.booked(lease)
         else:
+            if not rollout.load:
+                rollout.moved = now
+            if not rollout.watched:
+                rollout.watched = True
+                self._state.timers.at(now + self._rules.late_after, partial(self._look_at, rollout))
             rollout.load[node] = rollout.load.get(node, 0) + 1
             rollout.credits_out += 1
             rollout.registry.credits_out += 1
             self._state.counters.granted += 1
             self.lateness.began(now, lease)
-            if not rollout.steps:
-                rollout.steps = 1
-                self._state.timers.at(now + self._rules.late_after, partial(self._spread_out, rollout))
         self._state.timers.at(lease.deadline, partial(self._expire, lease))
 
     def _carry_timeout(self, rollout: Rollout) -> float:
@@ -193,7 +195,8 @@ class Leases:
         lease.progress = max(lease.progress, halves)
         lease.touched = lease.since = now
         if lease.source is None:
-            rollout.failures = node.strikes = 0
+            rollout.failures = node.strikes = rollout.steps = 0
+            rollout.moved = now
             rollout.reads.came(now, node, lease)
         else:
             late = now + self._carry_timeout(rollout)
@@ -213,21 +216,25 @@ class Leases:
             self._credit(lease)
             self.want(now, rollout, out)
 
-    def _spread_out(self, rollout: Rollout, now: float, out: Outbox) -> None:
-        """Nothing has come of this rollout's first reads: more nodes try, each with a chunk of its own.
+    def _look_at(self, rollout: Rollout, now: float, out: Outbox) -> None:
+        """If nothing comes of what the rollout reads, more nodes are asked, each for a chunk of its own.
 
-        It may be the upstream that is slow, then no chunk is read twice; or whoever was asked first means harm.
+        It may be the upstream that is slow, then no chunk is read twice; or those who were asked mean harm.
         """
-        if rollout.reads.any or not rollout.swarms or rollout.steps >= MOST_STEPS:
+        rollout.watched = bool(rollout.load)
+        if not rollout.watched:
             return
-        rollout.steps += 1
-        rollout.window = min(self._rules.credits, 2 * rollout.window)
-        for swarm in rollout.swarms:
-            for lease in swarm.leases.values():
-                if lease.source is None:
-                    self._credit(lease)
-        self._state.timers.at(now + self._rules.late_after, partial(self._spread_out, rollout))
-        self.want(now, rollout, out)
+        soon = self._rules.late_after
+        if now >= rollout.moved + soon and rollout.steps < MOST_STEPS:
+            rollout.steps += 1
+            rollout.window = min(self._rules.credits, 2 * rollout.window)
+            for swarm in rollout.swarms:
+                for lease in swarm.leases.values():
+                    if lease.source is None:
+                        self._credit(lease)
+            self.want(now, rollout, out)
+        next_look = rollout.moved + soon
+        self._state.timers.at(next_look if next_look > now else now + soon, partial(self._look_at, rollout))
 
     def _credit(self, lease: Lease) -> None:
         if not lease.credit:

@@ -215,6 +215,7 @@ class Rollout:
         "hold_until",
         "id",
         "load",
+        "moved",
         "next_order",
         "number",
         "parked",
@@ -224,6 +225,7 @@ class Rollout:
         "steps",
         "swarms",
         "total",
+        "watched",
         "window",
         "zone",
     )
@@ -253,7 +255,9 @@ class Rollout:
         self.reads = Reads()
         self.given: dict[Node, int] = {}  # leases that each node was given, from upstream
         self.total = 0  # all of them
-        self.steps = 0  # times that more nodes were asked to read since nothing had come
+        self.moved = 0.0  # when one of its reads showed progress last, or the first of them began
+        self.steps = 0  # times that more nodes were asked to read since then
+        self.watched = False  # whether that is looked at
         self.load: dict[Node, int] = {}  # unfinished leases of each node
         self.parked: dict[Node, list[Seat]] = {}  # seats that left their rings because the node had its fill of leases
 

@@ -24,10 +24,9 @@ class _Reader:
 class Reads:
     """The latest reads of each node of a rollout. Reads are named by any objects. Times in seconds."""
 
-    __slots__ = ("_readers", "any")
+    __slots__ = ("_readers",)
 
     def __init__(self) -> None:
-        self.any = False  # whether there ever was progress
         self._readers: OrderedDict[Hashable, _Reader] = OrderedDict()
 
     def began(self, now: float, node: Hashable, read: Hashable) -> None:
@@ -43,7 +42,6 @@ class Reads:
 
     def came(self, now: float, node: Hashable, read: Hashable, took: float | None = None) -> None:
         """There is progress; `took`: half of it has come, so many seconds after it began."""
-        self.any = True
         reader = self._readers.get(node)
         if reader is not None:
             reader.came = now

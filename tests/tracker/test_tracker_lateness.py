@@ -32,9 +32,11 @@ def test_a_quarter_that_sits_on_its_leases_costs_less_than_the_clean_time(kind: 
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_all_kinds_together_cost_less_than_the_clean_time(seed: int) -> None:
-    rollout = Rollout(12, CHUNKS, MIXED, seed=seed)
-    took = rollout.run()
+@pytest.mark.parametrize("wait", [0.0, 0.3, 0.5])
+@pytest.mark.parametrize("kinds", [MIXED, {1: "lies", 2: "silent", 3: "silent"}, {1: "lies", 2: "lies", 3: "drips"}])
+def test_all_kinds_together_cost_less_than_the_clean_time(kinds: dict[int, str], wait: float, seed: int) -> None:
+    rollout = Rollout(12, CHUNKS, kinds, wait=wait, seed=seed)
+    took = rollout.run() - wait
     again = len(rollout.lies) / 32  # what was lied about is read again at the end
     assert took + again <= 1.4 * CHUNKS / 32
     assert rollout.copies == 1.0

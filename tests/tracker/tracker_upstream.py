@@ -17,7 +17,7 @@ LIE = 0.01  # seconds after which a liar says that it has read a chunk
 
 
 class Rollout:
-    """Nodes 1 to `nodes` join in that order, and each chunk that is read is everybody's at once.
+    """Nodes 1 to `nodes` join in that order, honest ones `wait` seconds later than the others, and each chunk that is read is everybody's at once.
 
     The registry gives `rate` chunks a second in the order in which they are asked for, each no sooner than after
     `first` seconds; from `stall[0]` to `stall[1]` it gives nothing. A node in `slow` waits so many seconds more.
@@ -34,6 +34,7 @@ class Rollout:
         rate: float = 32.0,
         first: float = 0.0,
         slow: Mapping[int, float] | None = None,
+        wait: float = 0.0,
         stall: tuple[float, float] = (0.0, 0.0),
         seed: int = 1,
         **rules: float,
@@ -52,7 +53,7 @@ class Rollout:
         self._free = self.began
         self._chunks = chunks
         for number in range(1, nodes + 1):
-            self._hear(self.driver.join(number, "blob", chunks=chunks))
+            self._at(self.began + (0.0 if number in self._kinds else wait) + number * 1e-6, self._join, number, chunks)
 
     def run(self, most: float = 1000.0) -> float:
         """Until every chunk has come, true or not: how many seconds that took."""
@@ -99,6 +100,9 @@ class Rollout:
             done = self._free + self._first + self._slow.get(number, 0.0) + LAG
             self._at(done - 0.5 / self._rate, self._half, number, index)
             self._at(done, self._got, number, index)
+
+    def _join(self, number: int, chunks: int) -> None:
+        self._hear(self.driver.join(number, "blob", chunks=chunks))
 
     def _half(self, number: int, index: int) -> None:
         self._hear(self.driver.half(number, "blob", index))
