@@ -86,7 +86,8 @@ async def _run(settings: TrackerSettings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     gc.freeze()  # modules and classes stay: no collection looks at them again
-    gc.set_threshold(50_000, 20, 1000)  # thousands of agents are no garbage; `leftovers` says when to look everywhere
+    # Thousands of agents are no garbage: only what is new is looked at; `leftovers` says when to look everywhere.
+    gc.set_threshold(250_000, 1_000_000, 1000)
     await serve(settings, stop)
 
 

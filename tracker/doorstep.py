@@ -92,6 +92,7 @@ class _Guard(Between):
                 self._asked = True
                 self._settled = b"\r\nupgrade: websocket" in self._head[:end].lower()
                 self._head.clear()
+                self.step_aside()
             elif len(self._head) > MAX_HEAD:
                 self._close()
                 return

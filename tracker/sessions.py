@@ -28,6 +28,7 @@ from p2pdist.protocol.messages import (
     Hello,
     Membership,
     PeerInfo,
+    Ping,
 )
 from tracker.config import TrackerSettings
 from tracker.patience import Patience
@@ -38,6 +39,8 @@ log = structlog.get_logger()
 MAX_ASKS = 1024  # unanswered questions of one agent that are remembered
 ANSWERS = (Content, Fetch, Absent)
 MAX_LABELS = 32  # as `messages.Labels` has it
+PING: list[FromAgent] = [Ping()]  # what most frames of idle agents are; not to be changed
+_PING = messages.encode(PING)
 FRAME_MESSAGES = 64  # in one frame: 64 answers of 64 KiB stay below the frame's limit
 
 
@@ -88,6 +91,7 @@ class Session:
         self._socket = socket
         self._queue: list[FromTracker] = []
         self._wake = asyncio.Event()
+        self._sending = False
         self._ended = ""
 
     @property
@@ -139,15 +143,28 @@ class Session:
             batch, self._queue = self._queue, []
             for start in range(0, len(batch), FRAME_MESSAGES):
                 part = batch[start : start + FRAME_MESSAGES]
-                frame = messages.encode(part)
-                patience.sending()
-                await self._socket.send_bytes(frame)
-                patience.sent()
-                traffic.frames_out += 1
-                traffic.bytes_out += len(frame)
-                traffic.messages_out += len(part)
+                await self._send(part, patience, traffic)
                 if any(isinstance(message, messages.Rejected) for message in part):
                     return "it was rejected"
+
+    async def pong(self, nodes: int, patience: Patience, traffic: Traffic) -> None:
+        """Answer a ping: at once where nothing waits, which costs half of what a turn of `send_all` does."""
+        answer: list[FromTracker] = [messages.Pong(nodes)]
+        if self._queue or self._sending or self._ended:
+            self.push(answer[0])
+        else:
+            await self._send(answer, patience, traffic)
+
+    async def _send(self, part: list[FromTracker], patience: Patience, traffic: Traffic) -> None:
+        frame = messages.encode(part)
+        self._sending = True
+        patience.sending()
+        await self._socket.send_bytes(frame)
+        patience.sent()
+        self._sending = False
+        traffic.frames_out += 1
+        traffic.bytes_out += len(frame)
+        traffic.messages_out += len(part)
 
 
 class Door:
@@ -255,6 +272,9 @@ class Door:
             return None
         self.traffic.frames_in += 1
         self.traffic.bytes_in += len(frame.data)
+        if frame.data == _PING:
+            self.traffic.messages_in += 1
+            return PING
         try:
             decoded = messages.decode_from_agent(frame.data)
         except ProtocolError:

@@ -17,9 +17,9 @@ from p2pdist.protocol import limits, messages
 from p2pdist.protocol.messages import FromAgent, FromTracker
 from tracker.config import TrackerSettings
 from tracker.pace import Pace, units
-from tracker.patience import Patience
+from tracker.patience import Patience, Vigil
 from tracker.replicas.guests import Voice
-from tracker.sessions import Door, Members, Session
+from tracker.sessions import PING, Door, Members, Session
 
 log = structlog.get_logger()
 
@@ -38,6 +38,7 @@ class Visits:
         self.ended = 0  # sessions since the start
         self._nodes = 0
         self._settings = settings
+        self._vigil = Vigil(asyncio.get_running_loop(), settings.session_timeout, settings.send_timeout)
         self._sessions: dict[bytes, Session] = {}
         self.sockets: set[web.WebSocketResponse] = set()
         self.door = Door(settings, members, now, banned=banned, full=self._full)
@@ -53,8 +54,9 @@ class Visits:
     @property
     def nodes(self) -> int:
         """How many agents the cluster has, or had when it was last known."""
-        if self.voice is not None and self.voice.nodes:
-            self._nodes = self.voice.nodes
+        known = self.voice.nodes if self.voice is not None else 0
+        if known:
+            self._nodes = known
         return max(self._nodes, len(self._sessions))
 
     def _full(self, node: bytes) -> bool:
@@ -141,8 +143,7 @@ class Visits:
             reason = self._lost_patience(silent)
             sender.cancel()
 
-        settings, loop = self._settings, asyncio.get_running_loop()
-        patience = Patience(loop, settings.session_timeout, settings.send_timeout, over)
+        patience = self._vigil.watch(over)
         try:
             async with asyncio.TaskGroup() as tasks:
                 sender = tasks.create_task(session.send_all(patience, self.door.traffic))
@@ -194,8 +195,11 @@ class Visits:
         while frame is not None:
             if self._sessions.get(node) is not session:  # another session of this node took over
                 break
-            self._heard(session, frame)
-            if not await self._listens_on(session, pace.take(units(frame), loop.time())):
+            if frame is PING:
+                await self._pinged(session, patience)
+            else:
+                self._heard(session, frame)
+            if not await self._listens_on(session, pace.take(1.0 if frame is PING else units(frame), loop.time())):
                 return "it says too much"
             frame = await self.door.receive(socket)
             patience.heard()
@@ -210,5 +214,12 @@ class Visits:
         if said and self.voice is not None:
             self.voice.said(session.peer.node, said)
         if len(said) < len(frame):
-            self.door.welcome(session, self.nodes)
-            session.push(messages.Pong(self.nodes))
+            nodes = self.nodes
+            self.door.welcome(session, nodes)
+            session.push(messages.Pong(nodes))
+
+    async def _pinged(self, session: Session, patience: Patience) -> None:
+        """A ping alone in its frame, as idle agents send it; thousands of them are most of what there is to do."""
+        nodes = self.nodes
+        self.door.welcome(session, nodes)
+        await session.pong(nodes, patience, self.door.traffic)

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tracker.patience import Patience
+from tracker.patience import Patience, Vigil
 
 
 class Clock:
@@ -52,8 +52,13 @@ def ends() -> list[bool]:
 
 
 @pytest.fixture
-def patience(clock, ends) -> Patience:
-    return Patience(clock, 30.0, 10.0, ends.append)
+def vigil(clock) -> Vigil:
+    return Vigil(clock, 30.0, 10.0)
+
+
+@pytest.fixture
+def patience(vigil, ends) -> Patience:
+    return vigil.watch(ends.append)
 
 
 def test_who_says_nothing_is_found_silent_when_the_time_is_over(clock, patience, ends) -> None:
@@ -110,3 +115,55 @@ def test_nothing_comes_after_the_end_of_the_session(clock, patience, ends) -> No
     patience.stop()
     clock.run(1000)
     assert ends == []
+
+
+def test_thousands_of_sessions_cost_as_many_timers_as_one(clock, vigil) -> None:
+    ended: list[int] = []
+    sessions = [vigil.watch(lambda silent, number=number: ended.append(number)) for number in range(2000)]
+    for _ in range(10):
+        clock.run(10)
+        for patience in sessions:
+            patience.heard()
+    assert ended == [] and clock.set <= 100.0 / 10.0 + 1
+
+
+def test_of_many_sessions_those_end_in_turn_that_are_silent_or_do_not_read(clock, vigil) -> None:
+    ended: list[tuple[str, bool]] = []
+
+    def watch(name: str) -> Patience:
+        return vigil.watch(lambda silent: ended.append((name, silent)))
+
+    early, talks, late, deaf = (watch(name) for name in ("early", "talks", "late", "deaf"))
+    clock.run(1)
+    late.heard()
+    for _ in range(14):
+        clock.run(2)
+        talks.heard()
+        deaf.heard()
+    assert ended == []
+    deaf.sending()
+    clock.run(1.5)  # 30.5
+    assert ended == [("early", True)]
+    clock.run(1)  # 31.5
+    assert ended == [("early", True), ("late", True)]
+    talks.heard()
+    clock.run(8)  # 39.5
+    assert ended == [("early", True), ("late", True), ("deaf", False)]
+    clock.run(60)
+    assert ended[3:] == [("talks", True)]
+    for patience in (early, talks, late, deaf):  # whoever is out stays out
+        patience.heard()
+        patience.sending()
+        patience.stop()
+    clock.run(1000)
+    assert len(ended) == 4
+
+
+def test_a_tracker_without_sessions_has_no_timer(clock, vigil, patience, ends) -> None:
+    patience.stop()
+    before = clock.set
+    clock.run(1000)
+    assert clock.set == before
+    vigil.watch(ends.append)
+    clock.run(31)
+    assert ends == [True]
