@@ -22,12 +22,13 @@ from p2pdist.errors import ConfigError, OperationError, StorageError
 from p2pdist.pki import Authority, Role
 from p2pdist.scope import Scope
 from tracker.announce import AnnounceServer
+from tracker.authority import AuthorityFiles, open_authority
 from tracker.book import BanBook
 from tracker.cluster import Cluster
 from tracker.config import TrackerSettings
 from tracker.desk import Desk, DeskPages
 from tracker.doorstep import HANDSHAKE, Doorstep
-from tracker.enrol import MAX_BODY, Enrolment, open_authority
+from tracker.enrol import MAX_BODY, Enrolment
 from tracker.enrol_kubernetes import ServiceAccounts
 from tracker.guesses import Guesses
 from tracker.keys import cluster_key, derived_key
@@ -94,7 +95,9 @@ class RunningTracker:
             self.book = BanBook(self._facts)
             self.visits = Visits(settings, self._members, self._now, self._banned_until)
             self._enrolment = None
+            self._files: AuthorityFiles | None = None
             if authority is not None and not settings.insecure:
+                self._files = AuthorityFiles(settings.data_directory, settings.authority_directory, authority)
                 self._enrolment = await self._open_enrolment(stack, authority)
             tls = self._enrolment.credentials if self._enrolment is not None else None
             self._scope = Scope()
@@ -299,6 +302,9 @@ class RunningTracker:
             except TimeoutError:
                 self._lag.saw(self._loop.time(), time.monotonic() - due)
             self._leftovers.look(self._loop.time(), self.visits.ended, len(self.visits))
+            changed = self._files.look(self._loop.time()) if self._files is not None else None
+            if changed is not None and self._enrolment is not None:
+                self._enrolment.change(changed)
             await self._look()
 
     async def _look(self) -> None:

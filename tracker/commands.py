@@ -16,9 +16,9 @@ import typer
 from cryptography.hazmat.primitives.hashes import SHA256
 
 from p2pdist.errors import ConfigError, P2pdistError
+from tracker.authority import open_authority
 from tracker.config import TrackerSettings, load
 from tracker.durations import seconds_in
-from tracker.enrol import open_authority
 from tracker.state import State, open_configured
 from tracker.tokens import FOREVER, Ban, Facts
 from tracker.trials import Proof

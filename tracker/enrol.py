@@ -11,7 +11,6 @@ import binascii
 import math
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from pathlib import Path
 
 import msgspec
 import structlog
@@ -19,7 +18,7 @@ from aiohttp import web
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.hashes import SHA256
 
-from p2pdist.errors import ConfigError, InputError, StorageError
+from p2pdist.errors import InputError, StorageError
 from p2pdist.pki import Authority, Identity, JoinToken, Role, TlsCredentials, peer_certificate, requested_key
 from tracker.enrol_kubernetes import ReviewUnavailable, ServiceAccounts, TokenRefused
 from tracker.guesses import Guesses
@@ -42,23 +41,6 @@ class Ask(msgspec.Struct, forbid_unknown_fields=True):
     request: str
     secret: str = ""
     service_account: str = ""
-
-
-def open_authority(data_directory: str, authority_directory: str, now: float) -> Authority:
-    """The cluster's authority: from its own directory, or kept in the data directory, or for this process only.
-
-    Raises:
-        StorageError: it can't be read or made.
-        ConfigError: there is none where one was promised, or it can't be used.
-    """
-    if authority_directory:
-        found = Authority.load(Path(authority_directory))
-        if found is None:
-            raise ConfigError(f"authority_directory: {authority_directory} has no tls.crt and tls.key")
-        return found
-    if not data_directory:
-        return Authority.create(now)
-    return Authority.keep(Path(data_directory) / "authority", now)
 
 
 class Enrolment:
@@ -93,6 +75,12 @@ class Enrolment:
         certificate = self._authority.issue(public, Role.TRACKER, {}, time.time(), self._lifetime)
         self.credentials.use(certificate, self._key, self._authority.bundle)
         self._timer = asyncio.get_running_loop().call_later(self._lifetime / 2, self.start)
+
+    def change(self, authority: Authority) -> None:
+        """The same key, but another certificate of it, or others that are trusted beside it."""
+        self._authority = authority
+        self.stop()
+        self.start()
 
     @property
     def counts(self) -> Membership:

@@ -15,9 +15,9 @@ from p2pdist.oci import ImagePattern
 from p2pdist.pki import Role, write_secret
 from tracker import commands
 from tracker import deny as denials
+from tracker.authority import open_authority
 from tracker.commands import Config, Data, Url, with_state
 from tracker.config import TrackerSettings
-from tracker.enrol import open_authority
 from tracker.state import State
 
 deny = typer.Typer(help="Images that no node gives to anybody.", no_args_is_help=True)

@@ -400,7 +400,7 @@ def test_a_wrong_command_line_is_one_clear_line(tmp_path: Path, arguments: list[
 
 
 def test_a_directory_that_is_no_authority_is_refused(tmp_path: Path) -> None:
-    from tracker.enrol import open_authority
+    from tracker.authority import open_authority
 
     with pytest.raises(ConfigError, match=r"no tls\.crt"):
         open_authority("", str(tmp_path), 0.0)

@@ -103,8 +103,8 @@ def test_a_trackers_or_operators_certificate_is_no_node(authority: Authority) ->
 
 def test_nothing_older_than_tls_1_3_is_spoken(authority: Authority) -> None:
     old = member(authority)
-    old.client.minimum_version = ssl.TLSVersion.TLSv1_2
-    old.client.maximum_version = ssl.TLSVersion.TLSv1_2
+    old.client.in_force.minimum_version = ssl.TLSVersion.TLSv1_2
+    old.client.in_force.maximum_version = ssl.TLSVersion.TLSv1_2
     with pytest.raises(ssl.SSLError):
         handshake(member(authority), old)
 

@@ -11,7 +11,7 @@ from support.fleet import Fleet
 
 from p2pdist.pki import Role, TlsCredentials
 from tracker.app import RunningTracker
-from tracker.enrol import open_authority
+from tracker.authority import open_authority
 
 
 def credentials(tracker: RunningTracker, role: Role | None = Role.ADMIN) -> TlsCredentials:
