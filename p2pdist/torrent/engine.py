@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import structlog
 
-from p2pdist.errors import OperationError, ProtocolError
+from p2pdist.errors import OperationError
 from p2pdist.protocol.messages import PeerInfo
 from p2pdist.scope import Scope
 from p2pdist.swarm.attest import Attestor
@@ -21,13 +21,14 @@ from p2pdist.swarm.engine import EngineStats, Host
 from p2pdist.swarm.exchange import Exchange
 from p2pdist.torrent import wire
 from p2pdist.torrent.alone import Orphaned
-from p2pdist.torrent.answers import Answers
+from p2pdist.torrent.announcing import Announcer, open_frame
 from p2pdist.torrent.blame import Sender, Verdict
 from p2pdist.torrent.dials import Dials
 from p2pdist.torrent.files import sweep
+from p2pdist.torrent.hearing import Hearing
 from p2pdist.torrent.justice import Justice
 from p2pdist.torrent.links import Link, Links
-from p2pdist.torrent.live import COLD, MAPPED, Live, Theirs
+from p2pdist.torrent.live import Live
 from p2pdist.torrent.maps import Maps
 from p2pdist.torrent.parts import Parts
 from p2pdist.torrent.proving import Prover
@@ -66,10 +67,11 @@ class TorrentEngine:
         parts.torrents = Torrents(self, settings, _peer_id(parts.node).decode(), self._pool)
         parts.maps = Maps(self, self._hashers)
         parts.prover = Prover(self, attestor, self._pool, rng, clock)
-        self._answers = Answers(parts)
+        self._announcer = Announcer(parts)
         self._justice = Justice(parts)
         self._dials = Dials(parts)
         self._seeds = Seeds(parts)
+        self._hearing = Hearing(parts, self._dials, self._seeds)
         self._upkeep = Upkeep(parts, self._seeds, self._dials, self._justice)
 
     # --- life ----------------------------------------------------------------------------------------------------
@@ -100,6 +102,7 @@ class TorrentEngine:
         if self._ticking is not None:
             self._ticking.cancel()
             self._ticking = None
+        self._announcer.stop()
         self._parts.torrents.halt()
         for live in list(self._parts.lives.values()):
             self.remove(live.exchange)
@@ -135,9 +138,9 @@ class TorrentEngine:
         self._next_number += 1
         self._parts.lives[exchange.name] = live
         exchange.listeners.append(self._proved_somehow)
-        self._open(live)
+        self._announcer.opened(live)
         for node, theirs in self._parts.near.of(live):
-            self._meet(live, node, theirs)
+            self._hearing.meet(live, node, theirs)
         self._parts.torrents.settle(live)
 
     def remove(self, exchange: Exchange) -> None:
@@ -204,7 +207,11 @@ class TorrentEngine:
         """See `LinksOwner`."""
         self._by_peer_id[_peer_id(link.node)] = link
         for live in self._parts.lives.values():
-            link.send(_open_frame(live))
+            link.send(open_frame(live))
+
+    def link_frame(self, link: Link, frame: wire.AnyFrame) -> None:
+        """See `LinksOwner`."""
+        self._hearing.frame(link, frame)
 
     def unlinked(self, link: Link, why: Exception | None) -> None:
         """See `LinksOwner`."""
@@ -213,12 +220,7 @@ class TorrentEngine:
             del self._by_peer_id[_peer_id(link.node)]
         self._parts.near.gone(link.node)
         for live in self._parts.lives.values():
-            self._left(live, link.node)
-
-    def _left(self, live: Live, node: bytes) -> None:
-        live.blame.left(node)
-        self._dials.gone(live, node)
-        self._parts.maps.gone(live, node)
+            self._hearing.left(live, link.node)
 
     def found(self, host: str, port: int) -> None:
         """See `TorrentsOwner`."""
@@ -228,94 +230,16 @@ class TorrentEngine:
         """See `MapsOwner`."""
         self._parts.send(node, frame)
 
-    def _open(self, live: Live) -> None:
-        frame = _open_frame(live)
-        for link in self._parts.links.neighbours.values():
-            link.send(frame)
-
-    # --- what neighbours say -------------------------------------------------------------------------------------
-
-    def link_frame(self, link: Link, frame: wire.AnyFrame) -> None:
-        """See `LinksOwner`."""
-        node, near = link.node, self._parts.near
-        if isinstance(frame, wire.Open):
-            self._heard_open(node, frame)
-            return
-        if isinstance(frame, (wire.Hello, wire.Alive)):
-            return
-        if isinstance(frame, wire.Have):
-            theirs = near.has(node, frame.number, frame.index, claims=True)
-        elif isinstance(frame, wire.Proof) and not frame.attestation:
-            theirs = near.has(node, frame.number, frame.index, claims=False)
-        elif isinstance(frame, wire.Close):
-            theirs = near.closed(node, frame.number)
-        else:
-            theirs = near.find(node, frame.number)
-        live = self._parts.lives.get(theirs.digest) if theirs is not None else None
-        if theirs is not None and live is not None and live.fits(theirs):
-            self._heard(node, live, frame)
-
-    def _heard(self, node: bytes, live: Live, frame: wire.AnyFrame) -> None:
-        match frame:
-            case wire.Have():
-                if live.arrived >> frame.index & 1:
-                    self._parts.prover.ask(live, frame.index)
-            case wire.Close():
-                self._left(live, node)
-            case wire.Bad():
-                if frame.index < live.exchange.count:
-                    live.blame.disowned(node, frame.index)
-            case wire.Need():
-                self._answers.asked(node, live, frame.indexes)
-            case wire.Proof():
-                self._heard_proof(node, live, frame)
-            case wire.Dial():
-                live.edges.add(node)
-            case wire.Claim():
-                live.claims[frame.index] = self._loop.time()
-            case wire.NeedMap():
-                self._parts.maps.asked(live, node)
-            case wire.MapPart():
-                self._parts.maps.part(live, node, frame)
-            case _:
-                raise ProtocolError("a frame out of place")
-
-    def _heard_open(self, node: bytes, frame: wire.Open) -> None:
-        theirs = self._parts.near.opened(node, frame)
-        live = self._parts.lives.get(frame.digest)
-        if live is None or (live.exchange.stored and not live.fits(theirs)):
-            self._parts.host.wanted_by_peer(frame.digest, frame.size, frame.chunk_size)
-        elif live.fits(theirs):
-            self._meet(live, node, theirs)
-
-    def _meet(self, live: Live, node: bytes, theirs: Theirs) -> None:
-        if not live.fetching and not theirs.whole:
-            live.wanted_at = self._loop.time()
-            if theirs.torrents == MAPPED:
-                self._parts.maps.serve(live)
-            else:
-                self._seeds.want(live, COLD)
-        self._parts.maps.met(live, node, theirs)
-        if not theirs.torrents & live.torrents:
-            self._dials.gone(live, node)
-        self._dials.look(live)
-
-    def _heard_proof(self, node: bytes, live: Live, frame: wire.Proof) -> None:
-        wanted = node in live.needs.get(frame.index, ()) and not live.exchange.have >> frame.index & 1
-        if frame.attestation and wanted:
-            live.proofs.setdefault(frame.index, {})[node] = frame.attestation
-            live.learnt(frame.index)
-            self._parts.prover.pump(live)
-
     # --- what the prover says ------------------------------------------------------------------------------------
 
     def claimants(self, live: Live, index: int) -> list[bytes]:
         """See `ProverOwner`."""
         return self._parts.near.claimants(live, index)
 
-    def need(self, node: bytes, live: Live, index: int) -> None:
+    def need(self, node: bytes, live: Live, indexes: list[int]) -> None:
         """See `ProverOwner`."""
-        self._parts.send(node, wire.Need(live.number, [index]))
+        for start in range(0, len(indexes), wire.MAX_NEEDS):
+            self._parts.send(node, wire.Need(live.number, indexes[start : start + wire.MAX_NEEDS]))
 
     def proved(self, live: Live, index: int, data: bytes) -> None:
         """See `ProverOwner`."""
@@ -331,13 +255,7 @@ class TorrentEngine:
 
     def sound(self, live: Live, index: int) -> None:
         """See `ProverOwner`."""
-        if live.sound == live.exchange.full:
-            self._open(live)  # to all: those that have all do not listen for single chunks
-            return
-        frame = wire.Have(live.number, index)
-        for node, theirs in self._parts.near.of(live):
-            if not theirs.whole:
-                self._parts.send(node, frame)
+        self._announcer.sound(live, index)
 
     def unsound(self, live: Live, index: int) -> None:
         """See `ProverOwner`."""
@@ -359,7 +277,7 @@ class TorrentEngine:
     def torrents_changed(self, live: Live) -> None:
         """See `TorrentsOwner`."""
         if not live.gone:
-            self._open(live)
+            self._announcer.opened(live)
             self._dials.look(live)
 
     def dropped(self, live: Live, indexes: Iterable[int]) -> None:
@@ -367,9 +285,9 @@ class TorrentEngine:
         for index in indexes:
             self._parts.tell(live, wire.Bad(live.number, index))
 
-    def arrived(self, live: Live, index: int) -> None:
+    def arrived(self, live: Live, indexes: Iterable[int]) -> None:
         """See `TorrentsOwner`."""
-        self._parts.prover.ask(live, index)
+        self._parts.prover.ask(live, indexes)
 
     def flushed(self, live: Live) -> None:
         """See `TorrentsOwner`."""
@@ -402,16 +320,10 @@ class TorrentEngine:
             return
         live.read(index, self._loop.time())
         if live.looking != index:
+            self._announcer.entered(live, index)
             live.learnt(index)
             self._parts.torrents.give(live, index)
             self._parts.prover.pump(live)
-
-
-def _open_frame(live: Live) -> wire.Open:
-    exchange = live.exchange
-    have = live.sound if live.fetching else exchange.full
-    bitmap = have.to_bytes((exchange.count + 7) // 8, "little")
-    return wire.Open(live.number, exchange.name, exchange.size, exchange.chunk_size, bitmap, live.torrents)
 
 
 def _peer_id(node: bytes) -> bytes:

@@ -16,6 +16,8 @@ from p2pdist.torrent.metainfo import SHA1, Metainfo
 from p2pdist.torrent.session import Session
 
 COLD, MAPPED = 1, 2  # the torrents of a blob; their sum: both
+_PUSHED = 3  # attestations kept of one chunk that nobody asked for, and ...
+_PUSHED_CHUNKS = 4096  # ... of so many chunks
 
 
 @dataclass(eq=False, slots=True)
@@ -41,6 +43,7 @@ class Theirs:
     digest: str
     size: int
     chunk_size: int
+    full: int  # bit mask of all chunks
     have: int
     torrents: int
     whole: bool
@@ -86,6 +89,7 @@ class Live:
         self.landed: dict[int, float] = {}  # in the file since then, and nothing to prove them with yet
         self.provable: set[int] = set()  # in the file, and an attestation is here, or they are proved already
         self.flushed_at = 0.0
+        self.flush_timer: asyncio.TimerHandle | None = None
         self.proving = False
         self.looking: int | None = None  # the chunk that is being proved at this moment
         self.doubtful: set[int] = set()  # did not match once; judged after another flush
@@ -111,6 +115,11 @@ class Live:
     def unfinished(self) -> bool:
         """Chunks are wanted."""
         return self.exchange.have != self.exchange.full
+
+    @property
+    def ending(self) -> bool:
+        """So little is missing that every moment counts."""
+        return (self.exchange.full & ~self.arrived).bit_count() <= max(2, self.exchange.count // 32)
 
     @property
     def torrents(self) -> int:
@@ -169,6 +178,17 @@ class Live:
             return False
         self.flushing, self.came = self.came, set()
         self.flushed_at = now
+        return True
+
+    def vouched(self, index: int, node: bytes, attestation: bytes) -> bool:
+        """A neighbour gave an attestation; False if it is not wanted."""
+        proofs = self.proofs.get(index, {})
+        asked = node in self.needs.get(index, ())
+        room = len(proofs) < _PUSHED and (index in self.proofs or len(self.proofs) < _PUSHED_CHUNKS)
+        if index >= self.exchange.count or self.exchange.have >> index & 1 or not (asked or room):
+            return False
+        self.proofs.setdefault(index, {})[node] = attestation
+        self.learnt(index)
         return True
 
     def flush_over(self, now: float) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from p2pdist.errors import ProtocolError
 from p2pdist.protocol.chunks import chunk_count, valid_chunk_size
@@ -27,7 +27,7 @@ class Near:
         self.closed(node, frame.number)
         full = (1 << chunk_count(frame.size, frame.chunk_size)) - 1
         have = int.from_bytes(frame.have, "little") & full
-        theirs = Theirs(frame.digest, frame.size, frame.chunk_size, have, frame.torrents, whole=have == full)
+        theirs = Theirs(frame.digest, frame.size, frame.chunk_size, full, have, frame.torrents, whole=have == full)
         numbers[frame.number] = theirs
         self._blobs.setdefault(frame.digest, {})[node] = theirs
         return theirs
@@ -47,14 +47,20 @@ class Near:
         """What a neighbour calls by this number."""
         return self._numbers.get(node, {}).get(number)
 
-    def has(self, node: bytes, number: int, index: int, *, claims: bool) -> Theirs | None:
-        """A neighbour answers for a chunk, or no longer. None: it is in no such swarm."""
+    def has(self, node: bytes, number: int, indexes: Iterable[int]) -> Theirs | None:
+        """A neighbour answers for chunks. None: it is in no such swarm."""
         theirs = self.find(node, number)
-        count = 0 if theirs is None else chunk_count(theirs.size, theirs.chunk_size)
-        if theirs is None or index >= count:
-            return None
-        theirs.have = theirs.have | 1 << index if claims else theirs.have & ~(1 << index)
-        theirs.whole = theirs.have == (1 << count) - 1
+        if theirs is not None:
+            theirs.have |= sum(1 << index for index in set(indexes)) & theirs.full
+            theirs.whole = theirs.have == theirs.full
+        return theirs
+
+    def lacks(self, node: bytes, number: int, index: int) -> Theirs | None:
+        """A neighbour does not answer for a chunk any more. None: it is in no such swarm."""
+        theirs = self.find(node, number)
+        if theirs is not None:
+            theirs.have &= ~(1 << index)
+            theirs.whole = theirs.have == theirs.full
         return theirs
 
     def gone(self, node: bytes) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
@@ -34,8 +34,8 @@ class ProverOwner(Protocol):
     def claimants(self, live: Live, index: int) -> list[bytes]:
         """The neighbours that say that they proved the chunk."""
 
-    def need(self, node: bytes, live: Live, index: int) -> None:
-        """Ask a neighbour for its attestation."""
+    def need(self, node: bytes, live: Live, indexes: list[int]) -> None:
+        """Ask a neighbour for its attestations."""
 
     def proved(self, live: Live, index: int, data: bytes) -> None:
         """A chunk from peers is proved now; libtorrent has the same bytes if it is `sound`."""
@@ -97,29 +97,33 @@ class Prover:
                 break
         return batch
 
-    def _ask(self, live: Live, index: int, now: float) -> None:
-        """Ask one more neighbour, unless an answer is on its way: best one that sent some of the chunk."""
-        asked = live.needs.setdefault(index, {})
+    def ask(self, live: Live, indexes: Iterable[int]) -> None:
+        """Chunks are here or on their way to the file: get their attestations meanwhile, if nobody has sent them."""
+        now = self._loop.time()
+        wanted: dict[bytes, list[int]] = {}
+        for index in indexes:
+            if not live.exchange.have >> index & 1 and index not in live.proofs:
+                node = self._choose(live, index, now)
+                if node is not None:
+                    live.needs.setdefault(index, {})[node] = now
+                    wanted.setdefault(node, []).append(index)
+        for node, some in wanted.items():
+            self._owner.need(node, live, some)
+
+    def _choose(self, live: Live, index: int, now: float) -> bytes | None:
+        """Whom to ask, unless an answer is on its way: best one that sent some of the chunk."""
+        asked = live.needs.get(index, {})
         if any(now - when < _ANSWER for when in asked.values()):
-            return
+            return None
         claimants = self._owner.claimants(live, index)
         fresh = [node for node in claimants if node not in asked]
         senders = {sender.node for sender in live.blame.senders(index)}
         best = [node for node in fresh if node in senders] or fresh or claimants
-        if best:
-            node = self._rng.choice(best)
-            asked[node] = now
-            self._owner.need(node, live, index)
-
-    def ask(self, live: Live, index: int) -> None:
-        """A chunk is here or on its way to the file: get its attestation meanwhile."""
-        if not live.exchange.have >> index & 1 and index not in live.proofs:
-            self._ask(live, index, self._loop.time())
+        return self._rng.choice(best) if best else None
 
     def look_again(self, live: Live) -> None:
         """Ask again for what did not come, and look again at what was held; a few times a second."""
-        for index in list(live.landed):
-            self.ask(live, index)
+        self.ask(live, list(live.landed))
         self.pump(live)
 
     async def _run(self, live: Live) -> None:
@@ -144,7 +148,7 @@ class Prover:
             if data:
                 live.sound |= 1 << index
                 self._owner.sound(live, index)
-            else:
+            elif not self._again(live, index):
                 self._owner.unsound(live, index)
             return
         if live.exchange.have >> index & 1:
@@ -184,10 +188,7 @@ class Prover:
     def _mismatch(self, live: Live, index: int, data: bytes) -> None:
         """No attestation is for these bytes."""
         now = self._loop.time()
-        if index not in live.doubtful:
-            live.doubtful.add(index)
-            live.provable.discard(index)
-            live.came.add(index)
+        if self._again(live, index):
             return
         if not self._believable(live, index):
             live.proofs.pop(index, None)
@@ -198,12 +199,21 @@ class Prover:
         others = [node for node in self._owner.claimants(live, index) if node not in asked]
         if others and len(asked) < _ASKED:
             asked[others[0]] = now
-            self._owner.need(others[0], live, index)
+            self._owner.need(others[0], live, [index])
         if any(now - when < _ANSWER and node not in proofs for node, when in asked.items()):
             live.held[index] = (len(proofs), now + _ANSWER)
             return
         live.provable.discard(index)
         self._owner.refused(live, index, data)
+
+    def _again(self, live: Live, index: int) -> bool:
+        """A chunk is not right: the barrier that came may have been another one, so wait for one more; but once."""
+        if index in live.doubtful:
+            return False
+        live.doubtful.add(index)
+        live.provable.discard(index)
+        live.came.add(index)
+        return True
 
     def _believable(self, live: Live, index: int) -> bool:
         """Whether a member signed some attestation of the chunk; the others are dropped."""

@@ -78,6 +78,12 @@ class SessionOwner(Protocol):
     def torrent_disconnected(self, key: bytes, remote: Remote) -> None:
         """It is closed."""
 
+    def torrents_looked(self) -> None:
+        """That is all that there is to be told at the moment."""
+
+    def torrents_pace(self) -> float:
+        """In how many seconds from one time to the next it is enough to be told."""
+
 
 class Session:
     """See the module. Everything but `start` and `close` returns at once."""
@@ -92,6 +98,8 @@ class Session:
         self._unwanted: set[bytes] = set()  # removed before they were there
         self._checked: set[bytes] = set()  # ready before they were announced
         self._session: lt.session | None = None
+        self._looking: asyncio.TimerHandle | None = None
+        self._looked = 0.0
 
     async def start(self, port: int, pool: ThreadPoolExecutor) -> None:
         """Listen on `port`. OperationError if that can't be."""
@@ -104,8 +112,8 @@ class Session:
         self._reader.setblocking(False)
         self._writer.setblocking(False)
         self._session.set_alert_fd(self._writer.fileno())
-        self._loop.add_reader(self._reader.fileno(), self._alerts)
-        self._alerts()
+        self._loop.add_reader(self._reader.fileno(), self._woken)
+        self._look()
         try:
             async with asyncio.timeout(_LISTEN):
                 await self._listening
@@ -137,6 +145,8 @@ class Session:
         if self._session is None:
             return
         session, self._session = self._session, None
+        if self._looking is not None:
+            self._looking.cancel()
         self._loop.remove_reader(self._reader.fileno())
         session.set_alert_fd(-1)
         self._handles.clear()
@@ -232,13 +242,25 @@ class Session:
 
     # --- alerts --------------------------------------------------------------------------------------------------
 
-    def _alerts(self) -> None:
+    def _woken(self) -> None:
+        """There are alerts where there were none; libtorrent says so once until they are taken."""
         with suppress(BlockingIOError):
             self._reader.recv(65536)
+        if self._looking is None:
+            wait = self._looked + self._owner.torrents_pace() - self._loop.time()
+            if wait > 0:
+                self._looking = self._loop.call_later(wait, self._look)
+            else:
+                self._look()
+
+    def _look(self) -> None:
+        self._looking = None
         if self._session is None:
             return
+        self._looked = self._loop.time()
         for alert in self._session.pop_alerts():
             self._alert(alert)
+        self._owner.torrents_looked()
 
     def _alert(self, alert: lt.alert) -> None:
         if isinstance(alert, lt.piece_finished_alert):

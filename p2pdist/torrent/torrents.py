@@ -32,6 +32,7 @@ _STEP = 10.0  # seconds that libtorrent may take to load or unload a torrent
 _RETRY = 2.0  # seconds before a torrent that failed is loaded again
 _GIVEN = 16  # chunks given at a time
 _BATCH = 0.05  # seconds in which refused chunks are collected before the torrent is loaded anew
+_PACE = 0.1  # seconds between two looks at what libtorrent says, in the middle of a transfer
 
 
 class TorrentsOwner(Protocol):
@@ -43,8 +44,8 @@ class TorrentsOwner(Protocol):
     def dropped(self, live: Live, indexes: Iterable[int]) -> None:
         """libtorrent had these pieces and forgot them before they were proved."""
 
-    def arrived(self, live: Live, index: int) -> None:
-        """libtorrent has all of a piece."""
+    def arrived(self, live: Live, indexes: Iterable[int]) -> None:
+        """libtorrent has all of these pieces; they are on their way into the file."""
 
     def flushed(self, live: Live) -> None:
         """There may be pieces to prove."""
@@ -68,6 +69,7 @@ class Torrents:
         self._pool = pool
         self._keys: dict[bytes, tuple[Live, Loaded]] = {}
         self._lives: set[Live] = set()  # those whose files are open
+        self._moved: set[Live] = set()  # pieces or barriers came in this look
         self._stopped = False
         self.watched = False
         self.sessions = {
@@ -109,6 +111,7 @@ class Torrents:
     def load_anew(self, live: Live) -> None:
         """What libtorrent has of the blob is not what was proved."""
         if not live.dirty:
+            _log.info("a torrent is loaded anew", digest=live.exchange.name)
             live.dirty = True
             self._loop.call_later(_BATCH, self.settle, live)
 
@@ -227,11 +230,22 @@ class Torrents:
         finally:
             live.giving = False
 
-    def flush(self, live: Live, now: float) -> None:
-        """Ask for a flush barrier if one is due."""
-        loaded = live.current
-        if loaded is not None and live.flush_due(now, self._settings.flush):
+    def flush(self, live: Live) -> None:
+        """Ask for a flush barrier if one is due, or once it is."""
+        loaded, now = live.current, self._loop.time()
+        if loaded is None or live.gone:
+            return
+        if live.flush_due(now, self._settings.flush):
             loaded.session.flush(loaded.metainfo.key)
+            self._owner.arrived(live, live.flushing or ())
+        elif live.came and live.flushing is None and live.flush_timer is None:
+            live.flush_timer = self._loop.call_later(
+                live.flushed_at + self._settings.flush - now, self._flush_now, live
+            )
+
+    def _flush_now(self, live: Live) -> None:
+        live.flush_timer = None
+        self.flush(live)
 
     def connect(self, live: Live, peers: Sequence[tuple[str, int]]) -> None:
         """Dial peers; hosts, and the ports of their control links."""
@@ -275,15 +289,27 @@ class Torrents:
         """See `SessionOwner`."""
         live = self._fetching(key)
         if live is not None and live.piece(index, self._loop.time()):
-            self._owner.arrived(live, index)
-            self.flush(live, self._loop.time())
+            self._moved.add(live)
 
     def torrent_flushed(self, key: bytes) -> None:
         """See `SessionOwner`."""
         live = self._fetching(key)
         if live is not None:
             live.flush_over(self._loop.time())
+            self._moved.add(live)
+
+    def torrents_looked(self) -> None:
+        """See `SessionOwner`."""
+        moved, self._moved = self._moved, set()
+        for live in moved:
+            self.flush(live)
             self._owner.flushed(live)
+
+    def torrents_pace(self) -> float:
+        """See `SessionOwner`. Waking up for a piece costs more than the piece; beginnings and ends are waited for."""
+        fetched = [(live, loaded) for live, loaded in self._keys.values() if live.fetching and not live.gone]
+        busy = bool(fetched) and all(loaded.usable and not live.ending for live, loaded in fetched)
+        return _PACE if busy else 0.0
 
     def torrent_asked(self, key: bytes, index: int, block: int, remote: Remote) -> None:
         """See `SessionOwner`."""

@@ -70,7 +70,7 @@ class Upkeep:
         for index, given in list(live.given.items()):
             if now - given > _GIVEN:
                 parts.torrents.give(live, index)
-        parts.torrents.flush(live, now)
+        parts.torrents.flush(live)
         parts.prover.look_again(live)
 
     def _look_at_finished(self, live: Live, now: float) -> None:

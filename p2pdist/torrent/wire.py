@@ -19,6 +19,7 @@ from p2pdist.protocol.messages import DigestText, Index, NodeId, Size
 
 VERSION = 1
 MAX_NEEDS = 64  # chunks in one Need
+MAX_HAVES = 1024  # chunks in one Have
 MAP_PART = 48 * 1024 // 20 * 20  # bytes of hashes in one MapPart
 _LENGTH = struct.Struct("!I")
 
@@ -56,10 +57,10 @@ class Close(Frame, frozen=True, tag="c"):
 
 
 class Have(Frame, frozen=True, tag="h"):
-    """I proved chunk `index`: from now on I answer for what I send of it."""
+    """I proved these chunks: from now on I answer for what I send of them."""
 
     number: int
-    index: Index
+    indexes: Annotated[list[Index], Meta(min_length=1, max_length=MAX_HAVES)]
 
 
 class Bad(Frame, frozen=True, tag="b"):
@@ -77,7 +78,10 @@ class Need(Frame, frozen=True, tag="n"):
 
 
 class Proof(Frame, frozen=True, tag="p"):
-    """The attestation with which I proved chunk `index`, packed; empty: I have none."""
+    """The attestation of chunk `index`, packed: asked for, or given by who read it from upstream to all that lack it.
+
+    Empty: I have none, and do not answer for the chunk.
+    """
 
     number: int
     index: Index

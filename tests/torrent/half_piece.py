@@ -40,6 +40,9 @@ class Owner:
     def torrent_failed(self, key: bytes, why: str) -> None:
         raise AssertionError(why)
 
+    def torrents_pace(self) -> float:
+        return 0.0
+
     def __getattr__(self, name: str) -> object:
         return lambda *_: None
 
