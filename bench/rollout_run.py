@@ -24,6 +24,8 @@ from rollout_sites import Trunk, trunk
 REPOSITORY = "bench/image"
 TAG = "v1"
 NAME = "registry.test:5000"  # what containerd calls the registry
+ROOM = 64 * 1024  # bytes of an image besides its layers
+TOUCHED = 500e6  # bytes of new memory a second, of all pullers together: half of what was measured
 SAMPLE = 0.2  # seconds between two looks at the counters
 FLOW_AHEAD = 4.0  # seconds in which the other flow has the link to itself
 
@@ -65,7 +67,7 @@ class Rollout:
         """Builds everything, lets all pull, takes the figures."""
         url = self._build()
         links = self.s.links
-        begin = time.time() + 0.8 + 0.06 * self.s.nodes  # the pullers must be up by then
+        begin = time.time() + 0.8 + self.s.nodes * (0.06 + self.s.size / TOUCHED)  # the pullers must be ready by then
         if self.s.sites is not None and self.s.sites.other_flow is not None:
             begin += FLOW_AHEAD
             self.flow = OtherFlow(self.lab, until=begin + self.s.sites.other_flow)
@@ -155,7 +157,9 @@ class Rollout:
     def _pull(self, host: Host, url: str, at: float) -> Pull:
         if host.name in self.containerds:
             return start_command(self.lab, host, self.containerds[host.name].command(REPOSITORY, TAG), at=at)
-        return start_pull(self.lab, host, url, REPOSITORY, TAG, at=at, parallel=self.s.parallel)
+        return start_pull(
+            self.lab, host, url, REPOSITORY, TAG, at=at, parallel=self.s.parallel, room=self.s.size + ROOM
+        )
 
     # --- while it runs -------------------------------------------------------------------------------------------
 

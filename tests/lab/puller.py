@@ -1,15 +1,15 @@
 """Pulls one image like a daemon does: manifest by tag, then config and layers, three at a time. A process per node.
 
 Stands alone (standard library only, quick to start) and is as light as Python allows, because on a laboratory machine
-the pullers share the CPU with what is measured: the body of a blob is received straight into a mapping of its size, and
-hashed only after the clock has stopped.
+the pullers share the CPU with what is measured: the body of a blob is received straight into memory that was touched
+before the clock began, and hashed only after it has stopped.
 
-    puller.py <json>      {"url", "repository", "tag", "at", "parallel", "keep"}
+    puller.py <json>      {"url", "repository", "tag", "at", "parallel", "keep", "room"}
     stdout line 1: {"start", "end", "layers": [{"digest", "size", "end"}], "error"}    (wall clock seconds)
     a line on stdin, or its end; then line 2: {"verified": true} or {"verified": false, "wrong": [digest]}
 
 `at`: the wall-clock second at which it starts. `keep` false: bytes are thrown away by the kernel (MSG_TRUNC) and line 2
-says nothing of them: for blobs larger than the memory one wants to give.
+says nothing of them: for blobs larger than the memory one wants to give. `room`: bytes of memory to have ready.
 """
 
 from __future__ import annotations
@@ -100,6 +100,28 @@ def _discard(sock: socket.socket, most: int, waste: bytearray) -> int:
     return sock.recv_into(waste, most, socket.MSG_TRUNC)
 
 
+class Arena:
+    """Memory that is there before it is needed.
+
+    Its first touch costs 1.4 s of CPU per GiB on a small virtual machine, with huge pages 0.15, and whole blobs are
+    sent to all nodes in the same moment: twelve pulls of 64 MiB ended half a second after the agents were done.
+    """
+
+    def __init__(self, room: int) -> None:
+        self._memory = mmap.mmap(-1, max(room, 1))
+        self._memory.madvise(mmap.MADV_HUGEPAGE)
+        view = memoryview(self._memory)
+        view[:: mmap.PAGESIZE] = bytes(len(view[:: mmap.PAGESIZE]))
+        self._left = view[:room]
+
+    def take(self, size: int) -> memoryview:
+        """Room for `size` bytes; memory never touched where not enough was ordered."""
+        if size > len(self._left):
+            return memoryview(mmap.mmap(-1, size))
+        taken, self._left = self._left[:size], self._left[size:]
+        return taken
+
+
 class Pull:
     def __init__(self, order: dict) -> None:
         self.url = order["url"]
@@ -107,7 +129,8 @@ class Pull:
         self.tag = order["tag"]
         self.parallel = order.get("parallel", 3)
         self.keep = order.get("keep", True)
-        self.kept: dict[str, bytearray | mmap.mmap] = {}
+        self.arena = Arena(order.get("room", 0) if self.keep else 0)
+        self.kept: dict[str, bytearray | memoryview] = {}
         self.ends: dict[str, float] = {}
         self.errors: list[str] = []
         self.todo: list[dict] = []
@@ -150,9 +173,9 @@ class Pull:
         if length != size:
             raise PullError(f"{path}: {length} bytes announced, the manifest says {size}")
         into = None
-        if self.keep:
-            self.kept[digest] = mmap.mmap(-1, size)
-            into = memoryview(self.kept[digest])
+        if self.keep and size:
+            with self.lock:
+                into = self.kept[digest] = self.arena.take(size)
         connection.body(path, length, rest, into)
         self.ends[digest] = time.time()
 

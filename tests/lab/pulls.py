@@ -59,9 +59,19 @@ def start_pull(
     at: float = 0.0,
     parallel: int = 3,
     keep: bool = True,
+    room: int = 0,
 ) -> Pull:
-    """A puller in `host`. With `keep` it holds the image in memory until it has been verified."""
-    order = {"url": url, "repository": repository, "tag": tag, "at": at, "parallel": parallel, "keep": keep}
+    """A puller in `host`. With `keep` it holds the image in memory until it has been verified; `room`: bytes of it
+    that it should have ready at its instant."""
+    order = {
+        "url": url,
+        "repository": repository,
+        "tag": tag,
+        "at": at,
+        "parallel": parallel,
+        "keep": keep,
+        "room": room,
+    }
     return _start(lab, host, at, str(_PULLER), json.dumps(order))
 
 
