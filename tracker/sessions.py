@@ -91,6 +91,7 @@ class Session:
         self._socket = socket
         self._queue: list[FromTracker] = []
         self._wake = asyncio.Event()
+        self._held = False
         self._sending = False
         self._ended = ""
 
@@ -120,7 +121,24 @@ class Session:
         if isinstance(message, ANSWERS):
             self.asks.pop(message.id, None)
         self._queue.append(message)
-        self._wake.set()
+        if not self._held:
+            self._wake.set()
+
+    def hold(self) -> None:
+        """Send nothing until `flush`, which is to be called in this turn of the loop."""
+        self._held = True
+
+    async def flush(self, patience: Patience, traffic: Traffic) -> None:
+        """Send what was held: whoever reads an agent's frame sends the answer, which spares a turn of `send_all`."""
+        self._held = False
+        if not self._queue:
+            return
+        rejected = any(isinstance(message, messages.Rejected) for message in self._queue)
+        if rejected or self._sending or self._ended or len(self._queue) > FRAME_MESSAGES:
+            self._wake.set()
+            return
+        batch, self._queue = self._queue, []
+        await self._send(batch, patience, traffic)
 
     @property
     def waiting(self) -> int:
@@ -146,14 +164,6 @@ class Session:
                 await self._send(part, patience, traffic)
                 if any(isinstance(message, messages.Rejected) for message in part):
                     return "it was rejected"
-
-    async def pong(self, nodes: int, patience: Patience, traffic: Traffic) -> None:
-        """Answer a ping: at once where nothing waits, which costs half of what a turn of `send_all` does."""
-        answer: list[FromTracker] = [messages.Pong(nodes)]
-        if self._queue or self._sending or self._ended:
-            self.push(answer[0])
-        else:
-            await self._send(answer, patience, traffic)
 
     async def _send(self, part: list[FromTracker], patience: Patience, traffic: Traffic) -> None:
         frame = messages.encode(part)

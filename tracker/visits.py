@@ -195,10 +195,9 @@ class Visits:
         while frame is not None:
             if self._sessions.get(node) is not session:  # another session of this node took over
                 break
-            if frame is PING:
-                await self._pinged(session, patience)
-            else:
-                self._heard(session, frame)
+            session.hold()
+            self._heard(session, frame)
+            await session.flush(patience, self.door.traffic)
             if not await self._listens_on(session, pace.take(1.0 if frame is PING else units(frame), loop.time())):
                 return "it says too much"
             frame = await self.door.receive(socket)
@@ -207,7 +206,9 @@ class Visits:
 
     def _heard(self, session: Session, frame: list[FromAgent]) -> None:
         """Pings are answered here: this replica is there, whatever becomes of the one that leads."""
-        said: list[FromAgent] = [message for message in frame if not isinstance(message, messages.Ping)]
+        said: list[FromAgent] = []
+        if frame is not PING:
+            said += [message for message in frame if not isinstance(message, messages.Ping)]
         for message in said:
             if isinstance(message, messages.Ask):
                 session.asked(message)
@@ -217,9 +218,3 @@ class Visits:
             nodes = self.nodes
             self.door.welcome(session, nodes)
             session.push(messages.Pong(nodes))
-
-    async def _pinged(self, session: Session, patience: Patience) -> None:
-        """A ping alone in its frame, as idle agents send it; thousands of them are most of what there is to do."""
-        nodes = self.nodes
-        self.door.welcome(session, nodes)
-        await session.pong(nodes, patience, self.door.traffic)
