@@ -6,7 +6,7 @@ import asyncio
 import random
 import ssl
 import time
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 
 import aiohttp
@@ -47,32 +47,45 @@ class Change:
         return tls
 
 
-class Line:
+class Line(asyncio.Protocol):
     """A connection to a server that sends everything back."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.reader, self.writer = reader, writer
+    def __init__(self) -> None:
+        self.came: asyncio.Queue[bytes] = asyncio.Queue()
 
     @classmethod
     async def open(cls, port: int, tls: TlsCredentials, stack: ExitStack) -> Line:
         """Closed with the `stack`."""
-        line = cls(*await asyncio.open_connection(HOST, port, ssl=tls.client, server_hostname=Role.NODE.host))
-        stack.callback(line.writer.transport.abort)
+        loop = asyncio.get_running_loop()
+        transport, line = await loop.create_connection(cls, HOST, port, ssl=tls.client, server_hostname=Role.NODE.host)
+        stack.callback(transport.abort)
         return line
 
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self.came.put_nowait(data)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.came.put_nowait(b"")
+
     async def carries(self) -> bool:
-        with suppress(OSError):
-            self.writer.write(b"ping")
-            async with asyncio.timeout(20):
-                return await self.reader.read(4) == b"ping"
-        return False
+        self.transport.write(b"ping")
+        async with asyncio.timeout(20):
+            return await self.came.get() == b"ping"
 
 
-async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    with suppress(OSError):
-        while data := await reader.read(4):
-            writer.write(data)
-    writer.close()
+class Echo(asyncio.Protocol):
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self.transport.write(data)
+
+
+async def listening(tls: TlsCredentials) -> asyncio.Server:
+    return await asyncio.get_running_loop().create_server(Echo, HOST, 0, ssl=tls.server)
 
 
 async def refused(port: int, tls: TlsCredentials) -> bool:
@@ -88,7 +101,7 @@ def test_a_server_lets_go_of_whom_the_old_authority_signed_and_keeps_the_others(
     async def case() -> None:
         change = Change()
         server = change.member(change.new)
-        listener = await asyncio.start_server(echo, HOST, 0, ssl=server.server)
+        listener = await listening(server)
         async with listener:
             port = listener.sockets[0].getsockname()[1]
             old, forged, new = (change.member(by) for by in (change.old, change.forger, change.new))
@@ -113,7 +126,7 @@ def test_a_client_lets_go_of_servers_that_the_old_authority_signed(loop: str) ->
         change = Change()
         client = change.member(change.new)
         servers = [change.member(by) for by in (change.old, change.forger, change.new)]
-        listeners = [await asyncio.start_server(echo, HOST, 0, ssl=tls.server) for tls in servers]
+        listeners = [await listening(tls) for tls in servers]
         ports = [listener.sockets[0].getsockname()[1] for listener in listeners]
         with ExitStack() as stack:
             for listener in listeners:
