@@ -38,6 +38,7 @@ class Waiter(Generic[Peer]):
     peer: Peer
     blob: BlobKey
     index: int
+    copies: int  # how many neighbours have the chunk
     chunks: int  # how many chunks the asker has
     order: int
 
@@ -373,7 +374,7 @@ class Decisions(Generic[Peer]):
     def request(self, token: object, peer: Peer, blob: BlobKey, index: int, chunks: int, active: int) -> Turn[Peer]:
         """`peer`, who has `chunks` chunks and `active` downloads running, asks for a chunk."""
         self._order += 1
-        waiter = Waiter(token, peer, blob, index, chunks, self._order)
+        waiter = Waiter(token, peer, blob, index, self._copies(blob, index), chunks, self._order)
         neighbour = self._neighbours.get(peer)
         if neighbour is not None:
             neighbour.active = active
@@ -393,7 +394,7 @@ class Decisions(Generic[Peer]):
         return self.turn()
 
     def turn(self) -> Turn[Peer]:
-        """Fill the upload slots with the waiters whose chunk is whole; refuse the busiest of too many."""
+        """Fill the upload slots with the first waiters whose chunk is whole; refuse the last of too many."""
         turn: Turn[Peer] = Turn()
         for waiter in self._waiters:
             b = self._blobs[waiter.blob]
@@ -410,14 +411,20 @@ class Decisions(Generic[Peer]):
             self.uploading += 1
             turn.serve.append(chosen)
         while len(self._waiters) > self.knobs.waiting:
-            busiest = max(self._waiters, key=self._rank)
-            self._waiters.remove(busiest)
-            turn.refuse.append(busiest)
+            last = max(self._waiters, key=self._rank)
+            self._waiters.remove(last)
+            turn.refuse.append(last)
         return turn
 
-    def _rank(self, waiter: Waiter[Peer]) -> tuple[int, int, int]:
+    def _copies(self, blob: BlobKey, index: int) -> int:
+        """How many neighbours have the chunk."""
+        return sum(n.has.get(blob, 0) >> index & 1 for n in self._neighbours.values())
+
+    def _rank(self, waiter: Waiter[Peer]) -> tuple[int, int, int, int]:
+        """Chunks that few have go first: whoever began early lacks just those, latecomers any (adr 0015)."""
         neighbour = self._neighbours.get(waiter.peer)
-        return (neighbour.active if neighbour is not None else 0, waiter.chunks, waiter.order)
+        active = neighbour.active if neighbour is not None else 0
+        return (waiter.copies, active, waiter.chunks, waiter.order)
 
     # --- time ----------------------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ class Knobs:
     uploads: int = 8  # transfers sent at once: fills the uplink with slow receivers (4: 1.15)
     requests: int = 12  # requests out per node: 1.5 uploads, never idle, little waiting
     per_neighbour: int = 2  # requests out per neighbour
-    waiting: int = 3  # requests that wait for a slot before the busiest asker is answered 503: hides a round trip
+    waiting: int = 3  # requests that wait for a slot before the last in rank is answered 503: hides a round trip
     degree: int = 20  # neighbours wished for (5: 1.28, 12: 1.09, 99: 1.21)
     few: int = 5  # fewer neighbours than this: ask the tracker for more
     stall: float = 3.0  # a transfer without a byte for so long is given up, its peer dropped

@@ -180,6 +180,17 @@ def test_the_waiter_with_fewest_downloads_is_served_first() -> None:
     assert [waiter.token for waiter in decide.uploaded().serve] == ["c"]
 
 
+def test_a_chunk_that_few_neighbours_have_goes_first_and_is_not_refused() -> None:
+    decide = decisions(have=0b11, peers="abcdefgh", uploads=1)
+    for peer in "defgh":
+        decide.opened(peer, BLOB, 0b01)
+    assert decide.request("first", "a", BLOB, 0, 0, 0).serve
+    for peer in "abc":
+        decide.request("old", peer, BLOB, 0, 0, 0)
+    assert [waiter.token for waiter in decide.request("fresh", "d", BLOB, 1, 60, 11).refuse] == ["old"]
+    assert [waiter.token for waiter in decide.uploaded().serve] == ["fresh"]
+
+
 def test_a_transfer_that_brings_nothing_is_given_up_and_one_that_moves_is_not() -> None:
     decide = decisions(count=2, peers="ab")
     for peer in "ab":
