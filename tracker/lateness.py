@@ -17,7 +17,9 @@ OTHERS = 3  # nodes that must have shown progress since, in larger swarms
 PASSED = 3  # times that a chunk is taken for sat on because others make progress
 LAST = 4  # leases of a rollout that has nothing else left: whether others make progress says nothing then
 OWN = 1.5  # a node has so many times what its own last read took, up to `lease_timeout`
-UNSEEN = 0.5  # of `lease_timeout`: an age counts for so much in what is usual, at most
+UNSEEN = 0.5  # of `lease_timeout`: what a node is taken to need of which nothing has come yet
+AGE = 60.0  # seconds that what has not come counts for, at most, while others make progress
+EVER = float("-inf")
 DOUBLINGS = 3  # of the time on the bench
 PAUSE = 4.0  # a node that was late and brought it after all pauses for so many times what that took
 SHARE = 3.0  # of what a node is given on average: none is given more while others read ...
@@ -45,21 +47,17 @@ class Lateness:
         due = lease.touched + self._patience(now, lease)
         return max(lease.touched + soon, min(now + soon / 2, due))
 
-    def usual(self, now: float, lease: Lease) -> float:
-        """Seconds that half of a chunk of this rollout takes, for the node in the middle; 0: not known."""
-        return lease.seat.swarm.rollout.reads.usual(now, UNSEEN * self._rules.lease_timeout)
-
     def _patience(self, now: float, lease: Lease) -> float:
         rules, swarm, node = self._rules, lease.seat.swarm, lease.seat.node
-        rollout = swarm.rollout
-        usual = self.usual(now, lease)
+        reads, least = swarm.rollout.reads, UNSEEN * self._rules.lease_timeout
         if lease.passed < PASSED:
-            reads = rollout.reads
-            others = max(1, min(OTHERS, len(swarm.members) - 1))
-            if reads.others(lease.since, node) >= others or (not lease.passed and self._among_the_last(rollout)):
+            enough = max(1, min(OTHERS, len(swarm.members) - 1))
+            others = reads.others(lease.since, node) >= enough
+            last = not lease.passed and reads.others(EVER, node) and self._among_the_last(swarm.rollout)
+            if others or last:
                 own = min(OWN * reads.took(node), rules.lease_timeout)
-                return max(rules.late_after, rules.late_factor * usual, own)
-        return max(rules.lease_timeout, rules.lease_timeout_factor * usual)
+                return max(rules.late_after, rules.late_factor * reads.usual(now, least, AGE), own)
+        return max(rules.lease_timeout, rules.lease_timeout_factor * reads.usual(now, least, least))
 
     def _among_the_last(self, rollout: Rollout) -> bool:
         """Whether so little is being read, and nothing else is left, that nobody else can show progress for long.

@@ -66,17 +66,19 @@ class Reads:
         reader = self._readers.get(node)
         return reader.took if reader is not None else 0.0
 
-    def usual(self, now: float, most: float) -> float:
+    def usual(self, now: float, unknown: float, most: float) -> float:
         """How long it takes until half of a read is there, for the node in the middle.
 
-        What has not come counts with its age, up to `most`: an upstream that is slow for all is seen before it has
-        given anything, whatever a few say who claim to have read from it.
+        Who is reading counts with the age of that, up to `most`, and whose first read it is with `unknown` at least: an
+        upstream that is slow for all is seen before it has given anything, whatever a few say who claim to have read.
         """
         times = []
         for reader in self._readers.values():
             waits = min(most, now - next(iter(reader.out.values()))) if reader.out else 0.0
-            if reader.out or reader.took or reader.lost:
+            if reader.took:
                 times.append(max(reader.took, reader.lost, waits))
+            elif reader.out or reader.lost:
+                times.append(max(unknown, waits))
         times.sort()
         return times[(len(times) - 1) // 2] if times else 0.0
 

@@ -187,18 +187,24 @@ def test_a_few_nodes_do_not_move_what_is_usual_however_often_they_say_it() -> No
             reads.began(3.0 + turn, node, (node, turn))
         reads.came(3.0 + turn, "fast", ("fast", turn), 0.001)
         reads.came(3.0 + turn, "slow", ("slow", turn), 900.0)
-    assert reads.usual(200.0, 5.0) == 2.0
+    assert reads.usual(200.0, 5.0, 5.0) == 2.0
 
 
 def test_what_has_not_come_counts_with_its_age_up_to_a_bound() -> None:
     reads = Reads()
     for node in range(3):
         reads.began(0.0, node, node)
-    assert reads.usual(0.0, 5.0) == 0.0
-    assert reads.usual(4.0, 5.0) == 4.0
-    assert reads.usual(40.0, 5.0) == 5.0
-    reads.came(40.0, 0, 0, 0.1)
-    assert reads.usual(40.0, 5.0) == 5.0
+    assert reads.usual(0.0, 5.0, 5.0) == 5.0  # nothing is known
+    reads.came(0.1, 0, 0, 0.1)
+    assert reads.usual(0.1, 5.0, 5.0) == 5.0  # of one
+    reads.came(0.2, 1, 1, 0.2)
+    assert reads.usual(0.2, 5.0, 5.0) == 0.2
+    for node in range(2):
+        reads.began(1.0, node, "another")
+    assert reads.usual(1.1, 5.0, 5.0) == 0.2
+    assert reads.usual(4.0, 5.0, 5.0) == 3.0
+    assert reads.usual(40.0, 5.0, 5.0) == 5.0
+    assert reads.usual(40.0, 5.0, 60.0) == 39.0
 
 
 def test_only_the_latest_readers_are_remembered() -> None:

@@ -17,7 +17,9 @@ LIE = 0.01  # seconds after which a liar says that it has read a chunk
 
 
 class Rollout:
-    """Nodes 1 to `nodes` join in that order, honest ones `wait` seconds later than the others, and each chunk that is read is everybody's at once.
+    """Nodes 1 to `nodes` join in that order, honest ones `wait` seconds later than the others.
+
+    Each chunk that is read is everybody's at once.
 
     The registry gives `rate` chunks a second in the order in which they are asked for, each no sooner than after
     `first` seconds; from `stall[0]` to `stall[1]` it gives nothing. A node in `slow` waits so many seconds more.
