@@ -130,7 +130,8 @@ def _bittorrent(
             shown = certificate.public_bytes(Encoding.PEM).decode()
             return Material(credentials.cluster, enrolment.authority.decode(), shown, private)
 
-        tls = TorrentTls(credentials.server, credentials.client, Role.NODE.host, credentials.node, material)
+        # libtorrent trusts one authority only: a link with a node that it refuses would promise what never comes.
+        tls = TorrentTls(credentials.server, credentials.client, Role.NODE.host, credentials.sibling, material)
     directory, host, site = config.node.data_dir, config.peer.host, config.site
     if across:
         wan = Wan(site.upload_bytes_per_second or 0, site.download_bytes_per_second or 0)

@@ -112,6 +112,12 @@ class TlsCredentials:
         identity = self.identify(tls)
         return identity.key if identity is not None and identity.role is Role.NODE else None
 
+    def sibling(self, tls: object) -> bytes | None:
+        """The node on the other side, if the authority that signed our own certificate signed its, too."""
+        identity = self.identify(tls)
+        alike = identity is not None and identity.role is Role.NODE and identity.cluster == self.cluster
+        return identity.key if identity is not None and alike else None
+
     def _read(self, der: bytes) -> Identity | None:
         """TLS has checked it, but perhaps when others were trusted, who can name any cluster in what they sign."""
         try:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from p2pdist.errors import PeerError
 from p2pdist.torrent.alone import Orphaned, bits, choose
 from p2pdist.torrent.dials import Dials
 from p2pdist.torrent.justice import Justice
 from p2pdist.torrent.live import COLD, Live
 from p2pdist.torrent.parts import Parts
 from p2pdist.torrent.seeds import Seeds
+from p2pdist.torrent.settings import TorrentTls
 from p2pdist.torrent.wire import Claim
 
 _MISS = 1.0  # before what nobody near has is reported, or that nobody near answers for a piece that is here
@@ -30,7 +32,7 @@ class Upkeep:
         self._asked_more = 0.0
         self._counted = 0.0
         self._certified = 0.0
-        self._certificate = ""
+        self._certificate = self._cluster = ""
 
     def look(self, now: float) -> float:
         """Do what is due; in how many seconds to look again."""
@@ -117,9 +119,20 @@ class Upkeep:
         tls = self._parts.settings.tls
         material = tls.material() if tls is not None else None
         if material is not None and material.certificate != self._certificate:
-            self._certificate = material.certificate
+            if material.cluster != self._cluster and self._cluster and tls is not None:
+                self._move(tls)
+            self._certificate, self._cluster = material.certificate, material.cluster
             for session in self._parts.torrents.sessions.values():
                 session.certify()
+
+    def _move(self, tls: TorrentTls) -> None:
+        """Another authority signs for this node: libtorrent trusts the one that a torrent was loaded with only."""
+        parts = self._parts
+        for link in list(parts.links.neighbours.values()):
+            if tls.identify(link.tls) != link.node:
+                link.close(PeerError("its certificate is of another authority than ours", peer=link.node.hex()))
+        for live in list(parts.lives.values()):
+            parts.torrents.load_anew(live)
 
     def _count(self) -> None:
         sessions = self._parts.torrents.sessions.values()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from engines.engine_networks import TorrentOnLoopback
-from support.swarmlab import Lab, until
+from support.swarmlab import Lab, Node, until
 from torrent.torrent_lab import Case, live_of, run_case
 
 from p2pdist.pki import Authority, Role, TlsCredentials
@@ -149,6 +150,59 @@ def test_a_renewed_certificate_is_shown_from_then_on(tmp_path: Path, monkeypatch
         await until(lambda: len(told) == 4)
 
     run_case(tmp_path, case, network=TlsNetwork)
+
+
+def test_nodes_of_two_authorities_keep_apart_and_meet_again_once_both_have_changed(tmp_path: Path) -> None:
+    """libtorrent takes one authority for a torrent, the first of a text: while the cluster's changes, each group is one
+    of its own and asks for what the other has, and nobody waits for a neighbour that libtorrent refuses."""
+    old, new = Cluster(), Cluster()
+    bundles = {old: (old.authority.pem + new.authority.pem), new: (new.authority.pem + old.authority.pem)}
+    held: dict[bytes, tuple[TlsCredentials, Ed25519PrivateKey]] = {}
+    shown: dict[bytes, Material] = {}
+
+    def renew(node: bytes, cluster: Cluster) -> None:
+        credentials, key = held[node]
+        certificate = cluster.authority.issue(key.public_key(), Role.NODE, {}, time.time(), 3600.0)
+        credentials.use(certificate, key, bundles[cluster])
+        pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
+        shown[node] = Material(cluster.authority.cluster, cluster.authority.pem.decode(), certificate.decode(), pem)
+
+    class Changing(TorrentOnLoopback):
+        def make(self, name: str, attestor: Attestor, rng: random.Random) -> Engine:
+            credentials, node = TlsCredentials(), attestor.node
+            held[node] = (credentials, attestor._key)
+            renew(node, old)
+            self._settings["tls"] = TorrentTls(
+                credentials.server, credentials.client, Role.NODE.host, credentials.sibling, lambda: shown[node]
+            )
+            return super().make(name, attestor, rng)
+
+    async def case(lab: Lab, network: TorrentOnLoopback) -> None:
+        one, two = await lab.node("one"), await lab.node("two")
+        await lab.seed(one, DATA, CHUNK)
+        two.engine.link([one.info])
+        await until(lambda: bool(one.engine.links() and two.engine.links()))
+        await _changed(one, renew, new)
+        await until(lambda: not one.engine.links() and not two.engine.links())
+        exchange = await lab.fetch(two, DATA, CHUNK)
+        two.engine.link([one.info])
+        await until(lambda: bool(two.host.missing))  # it is to read them itself
+        assert not exchange.have and not two.engine.links()
+        lab.give(two, DATA, 3)
+        await _changed(two, renew, new)
+        two.engine.link([one.info])
+        await until(lambda: exchange.whole)
+
+    run_case(tmp_path, case, network=Changing)
+
+
+async def _changed(node: Node, renew: Callable[[bytes, Cluster], None], cluster: Cluster) -> None:
+    assert isinstance(node.engine, TorrentEngine)
+    upkeep = node.engine._upkeep
+    await until(lambda: bool(upkeep._cluster))
+    renew(node.attestor.node, cluster)
+    upkeep._certified -= 10.0
+    await until(lambda: upkeep._cluster == cluster.authority.cluster)
 
 
 def _fields(tls: TorrentTls) -> tuple[Any, ...]:
