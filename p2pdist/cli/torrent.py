@@ -17,7 +17,7 @@ from p2pdist.admin import AdminClient, NoAgent
 from p2pdist.cli.checks import mirror_url
 from p2pdist.cli.units import in_bytes
 from p2pdist.config import AgentConfig, load_agent
-from p2pdist.errors import ConfigError
+from p2pdist.errors import ConfigError, StorageError
 from p2pdist.oci import Platform, Reference
 
 if TYPE_CHECKING:
@@ -48,6 +48,10 @@ def export(
         ),
     ] = None,
     all_platforms: Annotated[bool, typer.Option("--all-platforms", help="Everything that the image names.")] = False,
+    client_certificate: Annotated[
+        Path | None, typer.Option(help="For a mirror that wants one (mirror.client_ca): PEM, with its authorities.")
+    ] = None,
+    client_key: Annotated[Path | None, typer.Option(help="Its private key (PEM).")] = None,
     config: Annotated[Path | None, _CONFIG] = None,
 ) -> None:
     """Write an image as an OCI layout, with a .torrent and a magnet link that any client can take and seed.
@@ -58,11 +62,12 @@ def export(
 
     reference = Reference.parse(image)
     directory = output or Path(f"{reference.repository.name.rsplit('/', 1)[-1]}-{reference.tag or 'image'}.oci")
+    own = (client_certificate, client_key or client_certificate) if client_certificate is not None else None
     platforms = None if all_platforms else [_platform(text) for text in platform or [_this_machine()]]
 
     async def work() -> None:
         async with AsyncExitStack() as stack:
-            source = await _source(stack, load_agent(config, os.environ))
+            source = await _source(stack, load_agent(config, os.environ), own)
             made = await export_image(
                 source, reference, directory, platforms=platforms, piece_size=piece_size, trackers=tracker or ()
             )
@@ -173,15 +178,23 @@ def _say(images: list[tuple[str, str]]) -> None:
         typer.echo(f"{image}  {digest}")
 
 
-async def _source(stack: AsyncExitStack, config: AgentConfig) -> ImageSource:
+async def _source(stack: AsyncExitStack, config: AgentConfig, own: tuple[Path, Path] | None) -> ImageSource:
     from p2pdist.store import Store
     from p2pdist.torrent.sources import MirrorSource, StoreSource
 
-    url, certificate = mirror_url(config, None), config.mirror.tls_certificate
-    mirror = await stack.enter_async_context(MirrorSource(url, certificate))
+    url, settings = mirror_url(config, None), config.mirror
+    source = MirrorSource(url, settings.tls_certificate, own=own, passwords=settings.password_file)
+    mirror = await stack.enter_async_context(source)
     if await mirror.answers():
         return mirror
-    store = await Store.open(config.node.data_dir, max_bytes=config.node.max_store_bytes)
+    try:
+        store = await Store.open(config.node.data_dir, max_bytes=config.node.max_store_bytes)
+    except StorageError as error:
+        if settings.client_ca is None:
+            raise
+        wanted = "give --client-certificate and --client-key" if own is None else f"{own[0]} was not taken"
+        text = f"the agent's mirror lets only in who has a certificate of {settings.client_ca}: {wanted}"
+        raise ConfigError(text) from error
     stack.push_async_callback(store.close)
     return StoreSource(store)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -62,17 +64,30 @@ class MirrorSource:
     """A running agent's mirror at `url`; an asynchronous context manager.
 
     `certificate`: the PEM file of what the mirror shows, if it has TLS. Whoever signed it and whatever name it is for,
-    it must be that one: we go by address. Raises (when made): ConfigError, if the file can't be used.
+    it must be that one: we go by address. `own`: the PEM files of a client certificate and its key, if the mirror wants
+    one. `passwords`: the mirror's password file. Raises (when made): ConfigError, if a file can't be used.
     """
 
-    def __init__(self, url: str, certificate: Path | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        certificate: Path | None = None,
+        *,
+        own: tuple[Path, Path] | None = None,
+        passwords: Path | None = None,
+    ) -> None:
         self._url = url
-        self._tls = _pinned(certificate) if certificate is not None else True
+        self._pin = _pinned(certificate) if certificate is not None else True
+        self._tls = _context(own) if certificate is not None else True
+        self._login = {"Authorization": f"Basic {_first_password(passwords)}"} if passwords is not None else {}
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> MirrorSource:
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=3.0, sock_read=_SILENT)
-        self._session = aiohttp.ClientSession(timeout=timeout, auto_decompress=False)
+        connector = aiohttp.TCPConnector(ssl=self._pin)
+        self._session = aiohttp.ClientSession(
+            timeout=timeout, auto_decompress=False, connector=connector, headers=self._login
+        )
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -116,6 +131,26 @@ class MirrorSource:
         query = {"ns": repository.registry} if repository is not None else {}
         headers = {"Accept": ACCEPT_MANIFESTS} if "/manifests/" in path else {}
         return self._session.get(f"{self._url}{path}", params=query, headers=headers, ssl=self._tls)
+
+
+def _context(own: tuple[Path, Path] | None) -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # the connector's pin decides
+    if own is not None:
+        try:
+            context.load_cert_chain(*own)
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{own[0]} and {own[1]} are no certificate with its key: {error}") from error
+    return context
+
+
+def _first_password(passwords: Path) -> str:
+    try:
+        lines = passwords.read_text().splitlines()
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"mirror.password_file: {passwords} can't be read: {error}") from error
+    login = next((line for line in lines if line.strip() and not line.startswith("#")), "")
+    return base64.b64encode(login.encode()).decode()
 
 
 def _pinned(certificate: Path) -> aiohttp.Fingerprint:

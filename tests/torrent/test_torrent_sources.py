@@ -54,8 +54,43 @@ async def test_an_export_from_a_mirror_with_tls_goes_by_https_and_to_its_certifi
                 assert await source.answers() is ours
 
 
+async def test_an_export_shows_the_mirrors_password_and_a_client_certificate_or_says_that_one_is_wanted(
+    tmp_path: Path,
+) -> None:
+    certificate, key = issue(tmp_path, "mirror")
+    mine, my_key = issue(tmp_path, "mine")
+    passwords = tmp_path / "passwords"
+    passwords.write_text("# who may\nexport:s3cret:with colons\n")
+    async with FakeRegistry() as registry, Fleet(tmp_path, registry, tracked=False, insecure=True) as fleet:
+        image = registry.add_image("app/a", "1", [noise(300_000, 6)])
+        shut = {"tls_certificate": certificate, "tls_key": key, "client_ca": mine, "password_file": passwords}
+        node = await fleet.start(mirror=MirrorConfig(host="127.0.0.2", port=0, **shut))
+        host, _, port = node.url.removeprefix("http://").partition(":")
+        lines = [f'{name} = "{path}"' for name, path in shut.items()]
+        config = tmp_path / "agent.toml"
+        config.write_text(
+            f'[node]\ndata_dir = "{node.config.node.data_dir}"\n[mirror]\nhost = "{host}"\nport = {port}\n'
+            + "\n".join(lines)
+        )
+        export = ["torrent", "export", f"{registry.name}/app/a:1", "--config", str(config), "-o"]
+        shown = ["--client-certificate", str(mine), "--client-key", str(my_key)]
+        refused = await asyncio.to_thread(CliRunner().invoke, app, [*export, str(tmp_path / "no.oci")])
+        assert isinstance(refused.exception, ConfigError) and "--client-certificate" in str(refused.exception)
+        taken = await asyncio.to_thread(CliRunner().invoke, app, [*export, str(tmp_path / "yes.oci"), *shown])
+        assert taken.exit_code == 0, taken.output
+        assert str(image.digest) in taken.output
+
+
 def test_a_certificate_that_cannot_be_read_is_a_configuration_error(tmp_path: Path) -> None:
     (tmp_path / "bad.crt").write_text("nothing")
     for name in ("bad.crt", "none.crt"):
         with pytest.raises(ConfigError, match=r"mirror\.tls_certificate"):
             MirrorSource("https://127.0.0.1:1", tmp_path / name)
+
+
+def test_client_certificates_and_passwords_that_cannot_be_read_are_configuration_errors(tmp_path: Path) -> None:
+    certificate, _ = issue(tmp_path, "mirror")
+    with pytest.raises(ConfigError, match="no certificate with its key"):
+        MirrorSource("https://127.0.0.1:1", certificate, own=(certificate, tmp_path / "none.key"))
+    with pytest.raises(ConfigError, match=r"mirror\.password_file"):
+        MirrorSource("http://127.0.0.1:1", passwords=tmp_path / "none")
