@@ -67,6 +67,44 @@ def monitor_schema(kind: str) -> dict[str, Any]:
     }
 
 
+# Of a PrometheusRule: what Prometheus' own rules files have, and nothing that they haven't.
+_TEXTS = {"type": "object", "additionalProperties": {"type": "string"}}
+_ALARM = {
+    "type": "object",
+    "properties": {
+        "alert": {"type": "string"},
+        "expr": {"type": "string"},
+        "for": {"pattern": "^([0-9]+(s|m|h|d))+$"},
+        "labels": _TEXTS,
+        "annotations": _TEXTS,
+    },
+    "required": ["alert", "expr"],
+    "additionalProperties": False,
+}
+_GROUP = {
+    "type": "object",
+    "properties": {"name": {"type": "string"}, "rules": {"type": "array", "items": _ALARM, "minItems": 1}},
+    "required": ["name", "rules"],
+    "additionalProperties": False,
+}
+RULES_SCHEMA = {
+    "type": "object",
+    "properties": {
+        "apiVersion": {"const": "monitoring.coreos.com/v1"},
+        "kind": {"const": "PrometheusRule"},
+        "metadata": {"type": "object", "required": ["name", "namespace"]},
+        "spec": {
+            "type": "object",
+            "properties": {"groups": {"type": "array", "items": _GROUP, "minItems": 1}},
+            "required": ["groups"],
+            "additionalProperties": False,
+        },
+    },
+    "required": ["apiVersion", "kind", "metadata", "spec"],
+    "additionalProperties": False,
+}
+
+
 # --- what a cluster accepts ---
 
 
@@ -105,7 +143,7 @@ def test_every_file_belongs_to_a_kustomization() -> None:
 
 
 def test_monitors_are_what_the_operator_takes_and_find_the_metrics() -> None:
-    monitors = rendered(MONITORING)
+    monitors = [one for one in rendered(MONITORING) if one["kind"] != "PrometheusRule"]
     assert {one["kind"] for one in monitors} == set(ENDPOINTS)
     for one in monitors:
         jsonschema.validate(one, monitor_schema(one["kind"]))
@@ -117,6 +155,13 @@ def test_monitors_are_what_the_operator_takes_and_find_the_metrics() -> None:
         else:
             (workload,) = [each for each in workloads() if within(wanted, each["spec"]["template"])]
             assert endpoint["port"] in ports(workload)
+
+
+def test_the_operator_gets_every_alarm_that_a_rules_file_has() -> None:
+    (rule,) = [one for one in rendered(MONITORING) if one["kind"] == "PrometheusRule"]
+    jsonschema.validate(rule, RULES_SCHEMA)
+    (alarms,) = documents(DIRECTORY.parent / "alerts.yaml")
+    assert rule["spec"] == alarms, "deploy/kubernetes/monitoring/rules.yaml has to say what deploy/alerts.yaml says"
 
 
 # --- pods are closed ---
