@@ -144,8 +144,9 @@ class Enrolment:
         enrolment = cls(urls, key, config.node.data_dir / "tls", token, TlsCredentials(), account=account)
         if not enrolment.load() and urls and token is None and account is None:
             raise ConfigError(
-                "this node is not a member of the cluster yet: give it a join token (cluster.token), which "
-                "`p2pdist-tracker token create` makes; or set cluster.insecure = true on a closed test network"
+                "this node is not a member of the cluster yet: give it a join token (cluster.token_file, or with "
+                "`p2pdist up` --token), which `p2pdist-tracker token create` makes; or set cluster.insecure = true on "
+                "a closed test network"
             )
         return enrolment
 

@@ -79,12 +79,12 @@ class AdminClient:
                 body = await answer.content.read(_MAX_ANSWER + 1)
                 while body and not answer.content.at_eof() and len(body) <= _MAX_ANSWER:
                     body += await answer.content.read(_MAX_ANSWER + 1 - len(body))
-        except (FileNotFoundError, ConnectionRefusedError, aiohttp.ClientConnectorError) as error:
+        except aiohttp.ClientConnectorError as error:
+            if isinstance(error.os_error, PermissionError):
+                raise AdminError(f"{self._path}: not allowed; ask as the user that the agent runs as") from error
             raise NoAgent(
                 f"no agent answers at {self._path}; start one with `p2pdist up`, or say where it is with --socket"
             ) from error
-        except PermissionError as error:
-            raise AdminError(f"{self._path}: not allowed; ask as the user that the agent runs as") from error
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise AdminError(f"{self._path}: no answer from the agent: {error or type(error).__name__}") from error
         if len(body) > _MAX_ANSWER:

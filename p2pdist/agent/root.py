@@ -87,7 +87,9 @@ class Agent:
                 await self._engine.start(self._swarms)
             except OSError as error:
                 peer = f"{config.peer.host}:{config.peer.port}"
-                raise OperationError(f"can't listen on {peer} for other nodes (peer.port): {error}") from error
+                raise OperationError(
+                    f"can't listen on {peer} for other nodes (peer.port): {error.strerror or error}"
+                ) from error
             stack.push_async_callback(self._engine.stop)
             await self._swarms.start()
             stack.push_async_callback(self._swarms.stop)

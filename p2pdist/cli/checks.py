@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -116,7 +117,9 @@ async def check_mirror(config: AgentConfig, status: Mapping[str, Any] | None) ->
             detail = f"{url} answers {answer.status}" + ("" if ours else " and is no p2pdist")
     except (aiohttp.ClientError, TimeoutError, OSError) as error:
         remedy = "start the agent; the daemons go to the registries themselves meanwhile"
-        return Finding("mirror", State.FAILED, f"{url} does not answer: {error or type(error).__name__}", remedy)
+        number = None if isinstance(error, aiohttp.ClientSSLError) else getattr(error, "errno", None)
+        why = os.strerror(number) if number else str(error) or type(error).__name__
+        return Finding("mirror", State.FAILED, f"{url} does not answer: {why}", remedy)
     return Finding("mirror", State.FAILED, detail, "another program has this port: set mirror.port to a free one")
 
 

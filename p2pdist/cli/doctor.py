@@ -50,7 +50,9 @@ def doctor(
     timeout: Annotated[float, typer.Option("--timeout", min=1.0, help="Seconds that the daemon may take.")] = 300.0,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
-    """Check this node: configuration, data directory, agent, mirror, registries, tracker, policy; and a daemon.
+    """Check this node: configuration, data directory, agent, mirror, registries, tracker, policy.
+
+    With --daemon also that a container daemon gets no image that the policy refuses.
 
     Exit status: 0 nothing failed, 1 something did, 2 wrong command line.
     """

@@ -87,7 +87,9 @@ class MirrorServer:
             )
         except OSError as error:
             await runner.cleanup()
-            raise ConfigError(f"mirror: can't listen on {self.host}:{self.port}: {error.strerror or error}") from error
+            raise ConfigError(
+                f"can't listen on {self.host}:{self.port} for the daemons (mirror.port): {error.strerror or error}"
+            ) from error
         except BaseException:
             await runner.cleanup()
             raise

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from p2pdist.errors import InvalidDigest
+from p2pdist.errors import InvalidDigest, StorageError
 from p2pdist.oci import Digest
 from p2pdist.store.faults import storage_errors
 
@@ -63,7 +63,13 @@ class Layout:
     def create(self) -> None:
         """Makes the directories that are missing, durably. StorageError if that can't be done."""
         with storage_errors(f"making the data directory {self.root}"):
-            self.root.mkdir(mode=0o700, parents=True, exist_ok=True)  # private images are in it
+            try:
+                self.root.mkdir(mode=0o700, parents=True, exist_ok=True)  # private images are in it
+            except (PermissionError, FileExistsError, NotADirectoryError) as error:
+                raise StorageError(
+                    f"can't make the data directory {self.root}: {error.strerror}; name one with node.data_dir where "
+                    "the agent's user may write"
+                ) from error
             for directory in (self.staging, self.trash, *(self.blobs(name) for name in _ALGORITHMS)):
                 directory.mkdir(parents=True, exist_ok=True)
             for directory in (self.root / "blobs", self.root):

@@ -11,6 +11,7 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+import os
 import ssl
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -254,8 +255,10 @@ def _redirect_target(response: aiohttp.ClientResponse, url: URL) -> URL:
 
 
 def _os_text(error: aiohttp.ClientConnectorError) -> str:
-    text = error.os_error.strerror or str(error.os_error) or type(error.os_error).__name__
-    return text[:200]
+    cause = error.os_error
+    if cause.errno is not None and cause.errno > 0 and not isinstance(cause, ssl.SSLError):
+        return os.strerror(cause.errno)  # asyncio's own text says which call failed, not why
+    return (cause.strerror or str(cause) or type(cause).__name__)[:200]
 
 
 def _tls(ca_file: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:

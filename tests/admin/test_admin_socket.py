@@ -10,7 +10,7 @@ import stat
 import pytest
 from prometheus_client import CollectorRegistry, Counter
 
-from p2pdist.admin import AdminClient, AdminError, AdminServer
+from p2pdist.admin import AdminClient, AdminError, AdminServer, NoAgent
 from p2pdist.errors import StorageError
 
 
@@ -74,6 +74,19 @@ async def test_a_file_that_is_no_socket_is_left_alone(tmp_path):
     with pytest.raises(StorageError, match="in the way"):
         await server(tmp_path / "s").__aenter__()
     assert (tmp_path / "s").read_text() == "precious"
+
+
+async def test_who_may_not_open_the_socket_is_told_so_and_not_that_no_agent_runs(tmp_path, monkeypatch):
+    async def refused(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    async with AdminServer(tmp_path / "s", lambda: {}, CollectorRegistry()):
+        # As the kernel says it to everybody but root.
+        monkeypatch.setattr(asyncio.get_running_loop(), "create_unix_connection", refused)
+        async with AdminClient(tmp_path / "s") as client:
+            with pytest.raises(AdminError, match="not allowed; ask as the user that the agent runs as") as error:
+                await client.status()
+    assert not isinstance(error.value, NoAgent)
 
 
 async def test_without_an_agent_the_error_says_how_to_start_one(tmp_path):

@@ -173,6 +173,14 @@ async def test_doctor_finds_that_the_agent_was_started_with_another_proxy_than_i
         assert one["state"] == "failed" and "none.pem" in one["detail"] and "ca_file" in one["remedy"]
 
 
+def test_doctor_says_in_words_why_nothing_answers(run, tmp_path):
+    (tmp_path / "agent.toml").write_text('[node]\ndata_dir = "."\n[mirror]\nport = 1\n' + NOWHERE)
+    _, out, _ = run("doctor", "--config", tmp_path / "agent.toml", "--json")
+    mirror = by_check(out)["mirror"]["detail"]
+    assert mirror.startswith("http://127.0.0.1:1 does not answer: ") and "refused" in mirror.lower()
+    assert "ssl:" not in mirror and "[" not in mirror
+
+
 def test_doctor_with_a_wrong_configuration_names_the_key(run, tmp_path):
     (tmp_path / "agent.toml").write_text("[mirror]\nprot = 1\n")
     status, out, _ = run("doctor", "--config", tmp_path / "agent.toml")

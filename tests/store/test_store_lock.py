@@ -64,7 +64,7 @@ async def test_a_cancelled_opening_lets_go_of_the_directory(tmp_path) -> None:
 
 async def test_a_directory_that_cannot_be_made_is_a_clear_error(tmp_path) -> None:
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(StorageError, match="making the data directory"):
+    with pytest.raises(StorageError, match=r"can.t make the data directory .*node.data_dir"):
         await Store.open(tmp_path / "file" / "data")
 
 

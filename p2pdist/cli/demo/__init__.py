@@ -49,8 +49,9 @@ def demo(
 ) -> None:
     """Roll an image out to N nodes on this machine, all at once, and prove every byte.
 
-    A registry, a tracker and N agents, each its own process on a loopback address of its own. Exit status 1 if a node
-    fails, a digest doesn't match, or the registry had to send more than 1.05 copies (1.10 with --kill).
+    A registry, a tracker and N agents, each its own process on a loopback address of its own.
+
+    Exit status: 1 if a node fails, a digest is wrong, or over 1.05 copies were sent (with --kill: 1.10).
     """
     plan = _plan(nodes, size, layers, kill)
     console = Console(stderr=as_json)
