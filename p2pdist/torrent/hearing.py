@@ -67,7 +67,7 @@ class Hearing:
         match frame:
             case wire.Have():
                 waiting = live.arrived & ~live.exchange.have
-                self._parts.prover.ask(live, [index for index in frame.indexes if waiting >> index & 1])
+                self._claimed(node, live, [index for index in frame.indexes if waiting >> index & 1])
             case wire.Close():
                 self.left(live, node)
             case wire.Bad():
@@ -96,5 +96,12 @@ class Hearing:
             self._parts.host.wanted_by_peer(frame.digest, frame.size, frame.chunk_size)
         elif live.fits(theirs):
             self.meet(live, node, theirs)
-            waiting = live.arrived & ~live.exchange.have & theirs.have
-            self._parts.prover.ask(live, bits(waiting))
+            self._claimed(node, live, list(bits(live.arrived & ~live.exchange.have & theirs.have)))
+
+    def _claimed(self, node: bytes, live: Live, waiting: list[int]) -> None:
+        """A neighbour answers for chunks that are here and not proved."""
+        self._parts.prover.ask(live, waiting)
+        for index in waiting:
+            if node in live.proofs.get(index, ()):
+                live.learnt(index)
+        self._parts.prover.pump(live)

@@ -11,6 +11,7 @@ import structlog
 from p2pdist.errors import OperationError, PeerError, ProtocolError
 from p2pdist.protocol.messages import PeerInfo
 from p2pdist.scope import Scope
+from p2pdist.swarm.engine import EngineStats
 from p2pdist.torrent.settings import TorrentSettings
 from p2pdist.torrent.wire import VERSION, Alive, AnyFrame, FrameReader, Hello, encode
 
@@ -23,6 +24,10 @@ _TRIES = 50  # for a port of the system's choice with free ones behind it
 
 class LinksOwner(Protocol):
     """Who is told what happens on links."""
+
+    @property
+    def stats(self) -> EngineStats:
+        """Where what is refused is counted."""
 
     def admits(self, node: bytes) -> bool:
         """Whether a link with this node is wanted."""
@@ -74,7 +79,8 @@ class Link(asyncio.Protocol):
         self._loop.call_later(_DIAL, self._too_late)
 
     def _too_late(self) -> None:
-        if self.peer is None:
+        if self.peer is None and not self._closed:
+            self._links.owner.stats.slow_connections += not self.dialled
             self.close(ProtocolError("nobody said who it is"))
 
     def data_received(self, data: bytes) -> None:
@@ -91,6 +97,9 @@ class Link(asyncio.Protocol):
                     self.used = self.heard
                 self._links.owner.link_frame(self, frame)
         except ProtocolError as error:
+            self._links.owner.stats.bad_requests += 1
+            self.close(error)
+        except PeerError as error:
             self.close(error)
 
     def send(self, frame: AnyFrame) -> None:
@@ -110,6 +119,7 @@ class Link(asyncio.Protocol):
         self._transport.write(bytes(self._out))
         self._out.clear()
         if self._transport.get_write_buffer_size() > _UNREAD:
+            self._links.owner.stats.slow_connections += 1
             self.close(ProtocolError("the neighbour does not read its control link"))
 
     def close(self, why: Exception | None = None) -> None:
@@ -193,6 +203,7 @@ class Links:
     def _stranger(self, expected: bytes | None, *, dialled: bool) -> Link:
         link = Link(self, Hello(VERSION, self._node, self.port), expected, dialled=dialled)
         if len(self._strangers) + len(self.neighbours) >= 2 * self._settings.max_links:
+            self.owner.stats.refused_connections += not dialled
             link.close()
         else:
             self._strangers.add(link)
@@ -231,22 +242,29 @@ class Links:
             self._dialling.discard(address)
 
     def greeted(self, link: Link, frame: AnyFrame) -> None:
-        """The first frame of a connection."""
+        """The first frame of a connection.
+
+        Raises:
+            ProtocolError: it is none that begins one, or says what its certificate doesn't.
+            PeerError: there is to be no link with this node now.
+        """
         if not isinstance(frame, Hello) or frame.version != VERSION:
             raise ProtocolError("not a control link of this version")
         node = frame.node
         if self._tls is not None and (link.tls is None or self._tls.identify(link.tls) != node):
             raise ProtocolError("the certificate names another node")
         if node == self._node or link.expected not in (None, node) or not self.owner.admits(node):
-            raise ProtocolError("not the node that is wanted here")
+            raise PeerError("not the node that is wanted here", peer=node.hex())
         old = self.neighbours.get(node)
         if old is not None:
             silent = self._loop.time() - old.heard > self._settings.silent
             if (link.dialled == old.dialled or link.dialled != (self._node < node)) and not silent:
-                raise ProtocolError("there is a link already")  # both dialled: the smaller node's connection stays
+                # Both dialled: the smaller node's connection stays.
+                raise PeerError("there is a link already", peer=node.hex())
             old.close()
         elif len(self.neighbours) >= self._settings.max_links:
-            raise ProtocolError("there are enough links")
+            self.owner.stats.refused_connections += 1
+            raise PeerError("there are enough links", peer=node.hex())
         self._strangers.discard(link)
         self.neighbours[node] = link
         link.peer = PeerInfo(node, link.host, frame.port)

@@ -102,7 +102,7 @@ class Prover:
         now = self._loop.time()
         wanted: dict[bytes, list[int]] = {}
         for index in indexes:
-            if not live.exchange.have >> index & 1 and index not in live.proofs:
+            if not live.exchange.have >> index & 1 and (index not in live.proofs or index in live.landed):
                 node = self._choose(live, index, now)
                 if node is not None:
                     live.needs.setdefault(index, {})[node] = now
@@ -165,6 +165,7 @@ class Prover:
                 live.provable.discard(index)
                 if live.current is loaded:
                     live.sound |= 1 << index
+                self._dispute(live, index, receiver.digest())
                 self._owner.proved(live, index, data)
                 return
         finally:
@@ -185,6 +186,19 @@ class Prover:
                 self._owner.misattested(live, index, node, str(error))
         return False
 
+    def _dispute(self, live: Live, index: int, sha256: bytes) -> None:
+        """Members that signed something else of a proved chunk: the whole digest will tell who is right."""
+        for packed in live.proofs.get(index, {}).values():
+            try:
+                statement = unpack(packed)
+            except ProtocolError:
+                continue  # who gave it is named only if a chunk has to be refused
+            exchange: Exchange = live.exchange
+            if statement.sha256 != sha256 and not self._attestor.fault(
+                statement, exchange.name, exchange.chunk_size, index, self._clock()
+            ):
+                exchange.dispute(index, statement)
+
     def _mismatch(self, live: Live, index: int, data: bytes) -> None:
         """No attestation is for these bytes."""
         now = self._loop.time()
@@ -196,7 +210,12 @@ class Prover:
             live.landed[index] = now
             return
         asked, proofs = live.needs.setdefault(index, {}), live.proofs[index]
-        others = [node for node in self._owner.claimants(live, index) if node not in asked]
+        claimants = self._owner.claimants(live, index)
+        if not any(node in proofs for node in claimants):  # who only hands out attestations answers for nothing
+            live.provable.discard(index)
+            live.landed[index] = now
+            return
+        others = [node for node in claimants if node not in asked]
         if others and len(asked) < _ASKED:
             asked[others[0]] = now
             self._owner.need(others[0], live, [index])
