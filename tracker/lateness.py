@@ -59,6 +59,11 @@ class Lateness:
                 return max(rules.late_after, rules.late_factor * reads.usual(now, least, AGE), own)
         return max(rules.lease_timeout, rules.lease_timeout_factor * reads.usual(now, least, least))
 
+    def brisk(self, now: float, rollout: Rollout) -> bool:
+        """Whether reads from this upstream usually take less than any lease is given."""
+        least = UNSEEN * self._rules.lease_timeout
+        return rollout.reads.usual(now, least, AGE) <= self._rules.late_after
+
     def _among_the_last(self, rollout: Rollout) -> bool:
         """Whether so little is being read, and nothing else is left, that nobody else can show progress for long.
 

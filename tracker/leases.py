@@ -21,7 +21,7 @@ from tracker.zones import Zones
 
 PACE_WEIGHT = 0.1  # of the newest measurement in the average
 LONGEST_BACK_OFF = 8.0  # seconds
-MOST_STEPS = 4  # times that more nodes are asked while nothing comes
+MOST_STEPS = 4  # times that more nodes are asked while nothing comes: of a slow upstream in all
 
 
 class Leases:
@@ -195,7 +195,7 @@ class Leases:
         lease.progress = max(lease.progress, halves)
         lease.touched = lease.since = now
         if lease.source is None:
-            rollout.failures = node.strikes = rollout.steps = 0
+            rollout.failures = node.strikes = 0
             rollout.moved = now
             rollout.reads.came(now, node, lease)
         else:
@@ -211,6 +211,8 @@ class Leases:
                 registry.pace += (took - registry.pace) * (PACE_WEIGHT if registry.pace else 1.0)
                 rollout.window = min(self._rules.credits, rollout.window + 1)
                 rollout.reads.came(now, node, lease, took)
+                if rollout.steps and self.lateness.brisk(now, rollout):
+                    rollout.steps = 0
                 if self.lateness.in_time(now, node, out):
                     self._unpark(rollout, node)
             self._credit(lease)

@@ -256,7 +256,7 @@ class Rollout:
         self.given: dict[Node, int] = {}  # leases that each node was given, from upstream
         self.total = 0  # all of them
         self.moved = 0.0  # when one of its reads showed progress last, or the first of them began
-        self.steps = 0  # times that more nodes were asked to read since then
+        self.steps = 0  # times that more nodes were asked to read, since the upstream was brisk
         self.watched = False  # whether that is looked at
         self.load: dict[Node, int] = {}  # unfinished leases of each node
         self.parked: dict[Node, list[Seat]] = {}  # seats that left their rings because the node had its fill of leases

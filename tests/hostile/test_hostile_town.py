@@ -36,7 +36,6 @@ from p2pdist.swarm.attest import from_header
 MIB = 1 << 20
 FEW = settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck), database=None)
 pytestmark = pytest.mark.timeout(600)  # the cluster is started by whichever test comes first
-HELD = 30.0  # seconds, however long a rollout is: who sits on the last leases is waited for until they time out
 RATE = 2.0 * MIB  # bytes a second of the upstream: a rollout takes long enough for stalls and bans to matter
 
 
@@ -104,13 +103,13 @@ async def drips(rogue: Rogue, request: Request) -> None:
         await asyncio.sleep(0.2)
 
 
-async def test_a_quarter_of_twelve_hostile_costs_seconds_and_less_than_one_more_copy(town: Town) -> None:
+async def test_a_quarter_of_twelve_hostile_costs_less_than_the_clean_time_and_one_more_copy(town: Town) -> None:
     registry = town.upstream.registry
     layers = (5 * MIB, 4 * MIB, 3 * MIB)
     size = sum(layers)
-    images = [registry.add_image("app/a", tag, [noise(n, 10 * k + n) for n in layers]) for k, tag in enumerate("12")]
+    images = [registry.add_image("app/a", tag, [noise(n, 10 * k + n) for n in layers]) for k, tag in enumerate("123")]
     town.upstream.rate = RATE
-    clean = max(await asyncio.to_thread(town.pull, images[0], "1"))
+    before = max(await asyncio.to_thread(town.pull, images[0], "1"))
     blobs = {str(digest): data for digest, data in images[1].blobs.items() if len(data) > MIB}
     kinds = [(false_statement, leases_and_lies), (wrong_bytes, None), (drips, None)]
     async with AsyncExitStack() as stack:
@@ -128,8 +127,13 @@ async def test_a_quarter_of_twelve_hostile_costs_seconds_and_less_than_one_more_
         await until(lambda: any(isinstance(message, wire.Rejected) for message in liar.heard))
         said = await asyncio.to_thread(town.tell, "bans", "list")
     sent = sum(registry.bytes_sent(digest) for digest in images[1].layers)
-    print(f"clean {clean:.2f} s, hostile {hostile:.2f} s, {sent / size:.2f} copies from upstream")
-    assert hostile <= 2.0 * clean + HELD
+    after = max(await asyncio.to_thread(town.pull, images[2], "3"))
+    clean = max(before, after)  # what a busy machine makes of it changes within seconds
+    print(
+        f"clean {before:.2f} and {after:.2f} s, hostile {hostile:.2f} s, {sent / size:.2f} copies from upstream; "
+        f"leases of the rogues: {[rogue.leases for rogue in rogues]}"
+    )
+    assert hostile <= 2.0 * clean
     assert sent <= 2.02 * size
     assert liar.node.hex() in said and "it signed that chunk" in said
     for agent in town.agents:

@@ -100,6 +100,15 @@ def test_before_anything_has_come_more_nodes_are_asked_each_for_a_chunk_of_its_o
     assert len({index for _, index in said}) == len(said)
 
 
+def test_a_slow_upstream_is_not_asked_for_more_and_more_at_once() -> None:
+    rollout = Rollout(100, 300, first=5.0)
+    most = 0
+    for second in range(1, 60):
+        rollout.run(until=float(second))
+        most = max(most, len(rollout.driver.leased("blob")))
+    assert most <= 8 + 4 * 8
+
+
 # --- the node ---
 
 

@@ -57,10 +57,10 @@ class Rollout:
         for number in range(1, nodes + 1):
             self._at(self.began + (0.0 if number in self._kinds else wait) + number * 1e-6, self._join, number, chunks)
 
-    def run(self, most: float = 1000.0) -> float:
-        """Until every chunk has come, true or not: how many seconds that took."""
+    def run(self, most: float = 1000.0, until: float = float("inf")) -> float:
+        """Until every chunk has come, true or not, or until so many seconds: how many seconds that took."""
         driver = self.driver
-        while len(self.true | self.lies) < self._chunks:
+        while driver.now < self.began + until and len(self.true | self.lies) < self._chunks:
             timer = driver.cluster.next_deadline() or float("inf")
             event = self._events[0][0] if self._events else float("inf")
             driver.now = max(driver.now, min(timer, event))
