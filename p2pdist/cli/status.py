@@ -14,8 +14,10 @@ from rich.console import Console
 from rich.table import Table
 
 from p2pdist.admin import AdminClient
-from p2pdist.cli.units import in_bytes
+from p2pdist.cli.units import in_bytes, in_time
 from p2pdist.config import load_agent
+
+_SIZES = frozenset({"size", "from_upstream"})  # bytes, whatever they are called
 
 
 def status(
@@ -58,9 +60,27 @@ def _rows(answer: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     for section, values in answer.items():
         if isinstance(values, Mapping):
             for name, value in values.items():
-                yield section, name.replace("_", " "), _shown(name, value)
+                yield section, name.removesuffix("_seconds").replace("_", " "), _shown(name, value)
+        elif isinstance(values, list) and values and all(isinstance(item, Mapping) for item in values):
+            for item in values:
+                (_, first), *rest = item.items()
+                yield (
+                    section,
+                    _short(_shown("", first)),
+                    ", ".join(_with_name(*one) for one in rest if one[1] not in ("", [])),
+                )
         else:
-            yield section.replace("_", " "), "", _shown(section, values)
+            yield section.removesuffix("_seconds").replace("_", " "), "", _shown(section, values)
+
+
+def _short(text: str) -> str:
+    """A digest as far as people compare them; all of it is in --json."""
+    algorithm, colon, encoded = text.partition(":")
+    return f"{algorithm}:{encoded[:12]}" if colon and len(encoded) >= 64 else text
+
+
+def _with_name(name: str, value: Any) -> str:
+    return f"{name.replace('_', ' ')} {_shown(name, value)}"
 
 
 def _shown(name: str, value: Any) -> str:
@@ -68,12 +88,12 @@ def _shown(name: str, value: Any) -> str:
         return "yes" if value else "no"
     if value is None:
         return "none"
-    if isinstance(value, int) and (name.startswith("bytes") or name.endswith("bytes")):
+    if isinstance(value, int) and (name in _SIZES or name.startswith("bytes") or name.endswith("bytes")):
         return in_bytes(value)
     if isinstance(value, float):
-        return f"{value:.1f} s" if name.endswith("seconds") else f"{value:.2f}"
+        return in_time(value) if name.endswith("seconds") else f"{value:.2f}"
     if isinstance(value, list):
         return ", ".join(_shown("", item) for item in value) or "none"
     if isinstance(value, Mapping):
-        return ", ".join(f"{key} {_shown(key, item)}" for key, item in value.items()) or "none"
-    return str(value)
+        return ", ".join(_with_name(*one) for one in value.items()) or "none"
+    return str(value) or "none"

@@ -13,3 +13,15 @@ def in_bytes(size: int) -> str:
         if amount < 1024:
             break
     return f"{amount:.1f} {unit}"
+
+
+def in_time(seconds: float) -> str:
+    """`3.2 s`, `23 h 59 min`, `6 d 2 h`: the two largest units."""
+    if abs(seconds) < 120:
+        return f"{seconds:.1f} s"
+    minutes = round(abs(seconds) / 60)
+    days, hours = minutes // 1440, minutes // 60 % 24
+    sign = "-" if seconds < 0 else ""
+    if days:
+        return f"{sign}{days} d {hours} h"
+    return f"{sign}{hours} h {minutes % 60} min" if hours else f"{sign}{minutes} min"

@@ -12,6 +12,7 @@ from rich.console import Console
 from p2pdist.admin import AdminServer
 from p2pdist.cli import main
 from p2pdist.cli.status import status_table
+from p2pdist.cli.units import in_time
 
 STATUS = {
     "version": "0.1.0",
@@ -19,6 +20,11 @@ STATUS = {
     "transfer": {"bytes_from_upstream": 64 * 1024**2, "bytes_from_peers": 0, "flights": 2},
     "tracker": {"connected": True, "url": None},
     "registries": ["docker.io", "ghcr.io"],
+    "membership": {"member": True, "certificate_seconds": 86_396.2, "problem": ""},
+    "transfers": [
+        {"digest": "sha256:" + "a" * 64, "size": 3 * 1024**2, "proved": 2, "from_upstream": 131_072, "from_peers": []},
+        {"digest": "sha256:b", "size": 512, "proved": 0, "from_upstream": 0, "from_peers": [{"engine": "mesh"}]},
+    ],
 }
 
 
@@ -88,6 +94,31 @@ def test_up_names_the_option_that_cannot_be(run, arguments, why):
     assert why in err
 
 
+def test_status_has_a_line_for_each_transfer():
+    console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115  # closed below
+    with console.file:
+        console.print(status_table(STATUS))
+    lines = [" ".join(line.split()) for line in console.export_text().splitlines()]
+    assert "transfers sha256:aaaaaaaaaaaa size 3.0 MiB, proved 2, from upstream 128.0 KiB" in lines
+    assert "sha256:b size 512 B, proved 0, from upstream 0 B, from peers engine mesh" in lines
+    assert "certificate 1 d 0 h" in lines and "problem none" in lines
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [
+        (3.25, "3.2 s"),
+        (119.9, "119.9 s"),
+        (150, "2 min"),
+        (86_396.2, "1 d 0 h"),
+        (86_000, "23 h 53 min"),
+        (-7200, "-2 h 0 min"),
+    ],
+)
+def test_times_are_shown_in_the_two_largest_units(seconds, shown):
+    assert in_time(seconds) == shown
+
+
 async def test_status_json_is_what_the_agent_said(run, tmp_path):
     async with AdminServer(tmp_path / "s", lambda: STATUS, CollectorRegistry()):
         status, out, _ = await asyncio.to_thread(run, "status", "--json", "--socket", tmp_path / "s")
@@ -108,5 +139,5 @@ def test_status_for_people_has_units():
     with console.file:
         console.print(status_table(STATUS))
     text = console.export_text()
-    for line in ("uptime seconds", "3.2 s", "64.0 MiB", "connected", "yes", "docker.io, ghcr.io", "url", "none"):
+    for line in ("uptime", "3.2 s", "64.0 MiB", "connected", "yes", "docker.io, ghcr.io", "url", "none"):
         assert line in text
