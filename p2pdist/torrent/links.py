@@ -71,6 +71,9 @@ class Link(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvloop's is no subclass
         """Connected."""
+        if self._closed:  # there were too many when it came
+            transport.abort()
+            return
         self._transport = transport
         transport.set_write_buffer_limits(high=_UNREAD)
         name = transport.get_extra_info("peername")
