@@ -24,6 +24,7 @@ app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     help="Peer-to-peer distribution of container images: a registry mirror on every node that fetches from the others.",
 )
 for command in (up, agent, install, demo, status, verify, doctor, version):

@@ -54,6 +54,12 @@ def test_a_wrong_configuration_is_one_line_and_status_2(run, tmp_path):
     assert err == f'p2pdist: {file}: unknown key "mirror.prot"; did you mean "mirror.port"?\n'
 
 
+def test_minus_h_helps_everywhere(run):
+    for words in ((), ("status",), ("keep", "add")):
+        status, out, _ = run(*words, "-h")
+        assert status == 0 and "Usage: p2pdist" in out
+
+
 def test_an_unknown_option_is_status_2(run):
     assert run("status", "--jsn")[0] == 2
 
