@@ -19,8 +19,9 @@ from collections.abc import Callable, Iterator
 
 import structlog
 
-from p2pdist.errors import DigestMismatch, StorageError
+from p2pdist.errors import DigestMismatch, PeerError, StorageError
 from p2pdist.protocol import messages as wire
+from p2pdist.protocol.chunks import chunk_range
 from p2pdist.protocol.limits import MAX_SUSPECTS
 from p2pdist.store import Store
 from p2pdist.swarm.attest import Attestor
@@ -38,6 +39,7 @@ _SAVING = 4  # ... where they have so many chunks on average
 _HINTS = 2  # times that what another node found is tried, before this one searches itself
 _PATIENCE = 20.0  # seconds to wait for a turn or a hint, and for the chunks of a hint ...
 _LEAST_RATE = 1024 * 1024  # ... and bytes a second
+_MOMENT = 2.0  # seconds without any of them, after which this node's own bytes are tried again
 
 
 class Doubt:
@@ -130,8 +132,14 @@ class Doubt:
         self._join(transfer)
         try:
             async with asyncio.timeout(_PATIENCE + len(witnesses) * exchange.chunk_size / _LEAST_RATE):
+                restored = False
                 while not exchange.whole:
-                    await exchange.changed()
+                    try:
+                        async with asyncio.timeout(None if restored else _MOMENT):
+                            await exchange.changed()
+                    except TimeoutError:
+                        restored = True
+                        await self._restore(exchange, witnesses)
                     if exchange.failure is not None:
                         raise StorageError(f"{exchange.name} is given up: {exchange.failure}")
             for index, witness in witnesses.items():
@@ -146,6 +154,25 @@ class Doubt:
             transfer.mending = False
             self._engine.remove(exchange)
         return True
+
+    async def _restore(self, exchange: Exchange, witnesses: dict[int, wire.Attestation]) -> None:
+        """Nobody gives other bytes of these chunks: this node's own count again, unless who attested them is banned.
+
+        A chunk that two nodes read has two attestations. The node that found one of them false may have had that one,
+        and this node the true one: which it was, the whole digest says.
+        """
+        for index, witness in witnesses.items():
+            if exchange.have >> index & 1:
+                continue
+            exchange.relent(index, witness.sha256)
+            start, end = chunk_range(index, exchange.size, exchange.chunk_size)
+            receiver = exchange.receive(index)
+            receiver.feed(exchange.read(start, end - start))  # they are where they were, or else don't match
+            try:
+                exchange.prove(receiver, witness, witness.signer.node)
+            except PeerError as error:
+                _log.info("what was doubted stays so", digest=exchange.name, chunk=index, error=str(error))
+            await asyncio.sleep(0)
 
     async def _search(self, transfer: Transfer, exchange: Exchange, store: Store, error: DigestMismatch) -> list[int]:
         """Read again until the digest holds; the chunks that came out different."""

@@ -234,6 +234,10 @@ class Exchange:
         if sha256 is not None:
             self._refused.add((index, sha256))
 
+    def relent(self, index: int, sha256: bytes) -> None:
+        """These bytes of chunk `index` are taken again: it is not certain that they are the false ones."""
+        self._refused.discard((index, sha256))
+
     def forget(self, index: int) -> None:
         """Chunk `index` turned out wrong."""
         if self._staging is not None:

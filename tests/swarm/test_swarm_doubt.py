@@ -195,6 +195,30 @@ def test_what_another_node_found_false_is_taken_from_the_swarm_and_not_from_upst
     play(tmp_path, case)
 
 
+def test_who_has_the_true_one_of_two_statements_keeps_it_although_another_node_found_the_false_one(
+    tmp_path: Path,
+) -> None:
+    async def case(script: Script) -> None:
+        honest, liar = script.member(), script.member()
+        script.tracker.hints = [[0, 2]]  # of both the one who searched had the liar's
+        transfer = script.want(DATA)
+        exchange = await script.joined(transfer)
+        script.bring(exchange, LIES, liar, 2)
+        script.bring(exchange, DATA, honest, 0, 1, *range(3, COUNT))
+        joins = len(script.tracker.got(wire.Join))
+        await script.until(lambda: len(script.tracker.got(wire.Join)) > joins)
+        began = asyncio.get_running_loop().time()
+        script.bring(exchange, DATA, honest, 2)
+        with pytest.raises(SignerRefused):
+            script.bring(exchange, DATA, honest, 0)  # at first; nobody has others
+        await transfer.done
+        assert asyncio.get_running_loop().time() - began < 10.0
+        assert script.registry.reads == []
+        assert [one.statement.signer.node for one in script.tracker.got(wire.Convict)] == [liar.node]
+
+    play(tmp_path, case)
+
+
 def test_a_false_hint_costs_a_moment_and_then_the_node_searches_itself(tmp_path: Path) -> None:
     async def case(script: Script) -> None:
         honest, liar = script.member(), script.member()
