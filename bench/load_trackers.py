@@ -14,7 +14,6 @@ from pathlib import Path
 
 from p2pdist.pki import Authority
 
-HUGE_PAGES = {"PYTHONMALLOC": "malloc", "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}  # as our deployments have it
 _TICK = os.sysconf("SC_CLK_TCK")
 
 
@@ -45,7 +44,6 @@ class Trackers:
         self._redis: subprocess.Popen[bytes] | None = None
         Authority.keep(directory / "authority", time.time())
         environment = {
-            **HUGE_PAGES,
             **os.environ,
             "P2PDIST_TRACKER_INSECURE": str(not options.tls).lower(),
             "P2PDIST_TRACKER_LOG_LEVEL": "warning",

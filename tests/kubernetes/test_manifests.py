@@ -347,20 +347,6 @@ def test_the_zone_is_read_from_the_pods_own_labels() -> None:
     assert agent_config().node.label_map["zone"] == "eu-1a"
 
 
-def test_trackers_run_in_huge_pages_as_they_are_measured_and_as_compose_has_it() -> None:
-    root = DIRECTORY.parents[1]
-    measured = re.search(r"^HUGE_PAGES = (\{.*?\})", (root / "bench/load_trackers.py").read_text(), re.MULTILINE)
-    assert measured is not None
-    wanted = json.loads(measured[1])
-    (compose,) = documents(root / "compose/compose.yaml")
-    trackers = [one["environment"] for name, one in compose["services"].items() if name.startswith("tracker")]
-    ours = {each["name"]: each.get("value") for each in container("Deployment", "p2pdist-tracker", "tracker")["env"]}
-    assert len(trackers) == 2
-    for environment in (*trackers, ours):
-        assert wanted.items() <= environment.items()
-    assert all(name in (root / "docs/operations.md").read_text() for name in wanted)
-
-
 def test_probes_ask_pages_that_are_open_at_the_ports_that_are_configured() -> None:
     one = container("Deployment", "p2pdist-tracker", "tracker")
     for probe, path in [("readinessProbe", "/healthz"), ("livenessProbe", "/v1/authority")]:
