@@ -215,7 +215,7 @@ class Prover:
             live.provable.discard(index)
             live.landed[index] = now
             return
-        others = [node for node in claimants if node not in asked]
+        others = [node for node in claimants if node not in asked and node not in proofs]
         if others and len(asked) < _ASKED:
             asked[others[0]] = now
             self._owner.need(others[0], live, [index])

@@ -13,6 +13,8 @@ from torrent.torrent_lab import live_of, run_case
 
 from p2pdist.errors import ProtocolError
 from p2pdist.swarm.attest import pack
+from p2pdist.torrent import announcing
+from p2pdist.torrent.announcing import Announcer
 from p2pdist.torrent.engine import TorrentEngine
 from p2pdist.torrent.links import Link
 from p2pdist.torrent.wire import MAX_HAVES, AnyFrame, FrameReader, Have, Need, Proof, encode
@@ -87,7 +89,12 @@ def test_attestations_that_nobody_asked_for_have_a_bound_and_what_is_asked_for_f
     run_case(tmp_path, case)
 
 
-def test_a_false_attestation_that_is_pushed_to_everybody_costs_time_only(tmp_path: Path) -> None:
+def test_a_false_attestation_that_is_pushed_to_everybody_costs_time_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Announcer, "entered", lambda *_: None)  # the true ones are to be had by asking only,
+    monkeypatch.setattr(announcing, "_HAVES", 2.0)  # and who has them says so late
+
     async def case(lab: Lab, network: TorrentOnLoopback) -> None:
         liar, one, two = [await lab.node(name) for name in ("liar", "one", "two")]
         exchanges = [await lab.fetch(node, DATA[: 8 * CHUNK], CHUNK) for node in (liar, one, two)]
@@ -99,7 +106,10 @@ def test_a_false_attestation_that_is_pushed_to_everybody_costs_time_only(tmp_pat
             assert false is not None
             liar.engine._parts.tell(live_of(liar), Proof(live_of(liar).number, index, pack(false)))
         await until(lambda: len(live_of(two).proofs) == 8)
-        for index in range(8):
+        for index in range(4):
+            lab.give(one, DATA[: 8 * CHUNK], index)
+        await until(lambda: len(live_of(two).landed) == 4, seconds=20.0)  # in its file, and the only attestations say otherwise
+        for index in range(4, 8):
             lab.give(one, DATA[: 8 * CHUNK], index)
         await until(lambda: exchanges[2].whole)
         await exchanges[2].commit(two.store)
