@@ -20,6 +20,8 @@ from p2pdist.mesh.knobs import Knobs
 Peer = TypeVar("Peer")  # how the caller names its neighbours: any hashable
 BlobKey = str  # a digest in text form
 
+_READS = 2  # of one node at once without a tracker, as many as leases with one
+
 
 @dataclass(frozen=True, slots=True)
 class Ask(Generic[Peer]):
@@ -495,14 +497,16 @@ class Decisions(Generic[Peer]):
         nodes: int,
         away: Mapping[Peer, Mapping[BlobKey, int]] = MappingProxyType({}),
     ) -> tuple[BlobKey, int] | None:
-        """With no tracker since `orphaned_at`: the one chunk this node may read from upstream by itself, if any.
+        """With no tracker since `orphaned_at`: a chunk that this node may now read from upstream by itself, if any.
 
         Of a chunk that nobody near has and nobody claimed lately, the highest hash among the live unfinished nodes
         it knows is the owner, if its hash also makes it likely to be the highest of all `nodes`; both rules relax
         with time (design page on the swarm, "With no tracker"; docs/adr/0014 for where not all are neighbours).
         `away`: what nodes of other zones have; they are rivals for what none of them has.
         """
-        if now < orphaned_at + self.knobs.alone_after or any(b.leased for b in self._blobs.values()):
+        reads = sum(len(b.leased) for b in self._blobs.values())
+        at_once = min(_READS, max(1, self.knobs.alone_reads // max(1, nodes)))
+        if now < orphaned_at + self.knobs.alone_after or reads >= at_once:
             return None
         tau, alone_at = self._tau, orphaned_at + self.knobs.alone_after
         for blob, b in self._blobs.items():
@@ -510,7 +514,7 @@ class Decisions(Generic[Peer]):
             for n in self._neighbours.values():
                 near |= n.has.get(blob, 0)
             wanted = b.full & ~b.have & ~near
-            for k in b.pending:
+            for k in (*b.pending, *b.leased):
                 wanted &= ~(1 << k)
             rivals = [p for p, n in self._neighbours.items() if blob in n.has and n.has[blob] != b.full]
             abroad = {p: has[blob] for p, has in away.items() if blob in has}

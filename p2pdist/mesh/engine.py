@@ -180,6 +180,8 @@ class MeshEngine:
             for link in self._other_zones():
                 for exchange in self._exchanges.values():
                     self._open_on(link, exchange)
+            for blob, index in self._reading:  # under leases of which nobody else knows
+                self._say_claim(blob, index)
             self._tick_soon()
 
     # --- links ---------------------------------------------------------------------------------------------------
@@ -365,16 +367,20 @@ class MeshEngine:
             self._host.chunks_missing(self._exchanges[blob], indexes)
         if self._orphaned is not None:
             since, nodes = self._orphaned
-            own = self._decide.self_lease(now, since, nodes, self._away())
-            if own is not None:
-                blob, index = own
-                exchange = self._exchanges[blob]
-                self._say_claim(blob, index)
-                giver = self._giver(exchange, index)
-                if giver is None:
-                    self._host.read_alone(exchange, index)
-                elif self.leased(exchange, index):
-                    self._scope.spawn(self._carry_alone(exchange, index, giver))
+            while (own := self._decide.self_lease(now, since, nodes, self._away())) is not None:
+                if not self._read_alone(*own):
+                    break
+
+    def _read_alone(self, blob: str, index: int) -> bool:
+        """Claim the chunk and begin to read it; False: it can't be read here now."""
+        exchange = self._exchanges[blob]
+        self._say_claim(blob, index)
+        giver = self._giver(exchange, index)
+        if giver is None:
+            self._host.read_alone(exchange, index)
+        elif self.leased(exchange, index):
+            self._scope.spawn(self._carry_alone(exchange, index, giver))
+        return (blob, index) in self._reading
 
     # --- other zones ---------------------------------------------------------------------------------------------
 

@@ -20,7 +20,8 @@ class Knobs:
     hold_max: float = 0.25  # ... and at most
     miss_after: float = 1.0  # nothing came for so long and no neighbour has it: ask the tracker
     end_game: int = 64  # the last 1/64 of the chunks may be asked of a second neighbour
-    alone_after: float = 1.0  # without a tracker for so long: own reads from upstream, claimed first
+    alone_after: float = 0.3  # without a tracker for so long: own reads from upstream, claimed first
+    alone_reads: int = 24  # of them at once over all nodes, though every node has one, and none more than two
     owners: float = 0.3  # of a chunk that are expected at first, over all nodes (1: egress 1.07 instead of 1.04)
     tick: float = 0.1
     alive: float = 0.5  # a link on which nothing was said for so long says that it lives

@@ -228,6 +228,22 @@ def test_without_a_tracker_only_one_of_many_reads_a_chunk_at_first() -> None:
     assert max(readers.values()) == 1
 
 
+def test_without_a_tracker_few_nodes_read_two_chunks_at_once_and_many_one_each() -> None:
+    few, many = decisions(), decisions()
+    for decide, nodes, most in ((few, 12, 2), (many, 13, 1)):
+        began = []
+        while (own := decide.self_lease(60.0, 10.0, nodes)) is not None:
+            assert decide.leased(*own)
+            began.append(own[1])
+        assert len(set(began)) == len(began) == most
+
+
+def test_without_a_tracker_a_node_waits_for_what_others_say_they_are_reading() -> None:
+    decide = decisions(count=1)
+    assert decide.self_lease(10.29, 10.0, 1) is None
+    assert decide.self_lease(10.31, 10.0, 1) == (BLOB, 0)
+
+
 def test_a_claimed_chunk_is_left_to_the_claimer() -> None:
     decide = decisions(count=1)
     decide.claimed(BLOB, 0, 11.0)
