@@ -152,7 +152,7 @@ class Swarm:
         self.gateways: dict[str, Node] = {}  # by site: who carries the blob to and from other sites
         self.tally = Tally()
         self.source: dict[int, Node] = {}  # who said last that it read the chunk
-        self.missed: dict[int, tuple[float, Node]] = {}  # chunks somebody should have: first missed when, by whom
+        self.missed: dict[int, tuple[float, Node, set[Node]]] = {}  # should be had: first missed, and by all
         self.failures: dict[int, int] = {}
         self.passed: dict[int, tuple[float, int]] = {}  # chunks that were sat on: `since` and `passed` of their leases
         self.avoid: dict[int, Seat] = {}  # who failed last at a chunk

@@ -10,6 +10,9 @@ from tracker.timers import Outbox
 
 MISSED_FOR = 30.0  # seconds after which an earlier Miss no longer counts
 SLOW = 2.5  # seconds that the first half of the first chunk from another zone may take
+FEW = 64  # nodes of a swarm of which all are counted that miss a chunk:
+MOST = 3  # so many ...
+MOST_OF = 0.66  # ... and such a share of them
 PACES = 4.0  # a missed read from another zone is late after so many times the usual
 
 
@@ -128,17 +131,24 @@ class Rescue:
         return now - lease.touched >= max(self._rules.miss_patience, PACES * pace)
 
     def _missed_again(self, now: float, seat: Seat, index: int) -> bool:
-        """Whether others (or the only other one) missed the chunk long ago, though somebody should have it."""
+        """Whether others (or the only other one) missed the chunk long ago, though somebody should have it.
+
+        Where nearly all of a few miss it, it doesn't take long: a chunk on its way is with some of them by then.
+        """
         swarm = seat.swarm
         first = swarm.missed.get(index)
         if first is None or now - first[0] > MISSED_FOR:
-            swarm.missed[index] = (now, seat.node)
+            swarm.missed[index] = (now, seat.node, {seat.node})
             return False
-        when, who = first
+        when, who, all_ = first
+        crowd = swarm.crowd()
+        if crowd <= FEW:
+            all_.add(seat.node)
         sole = (
             len(swarm.gateways) > 1 and swarm.gateways.get(seat.node.site) is seat.node
         )  # who else of its site could say?
-        if now - when < self._rules.miss_again or (who is seat.node and swarm.crowd() > 2 and not sole):
+        most = len(all_) >= max(MOST, MOST_OF * crowd) and now - when >= self._rules.late_after
+        if not most and (now - when < self._rules.miss_again or (who is seat.node and crowd > 2 and not sole)):
             return False
         del swarm.missed[index]
         return True

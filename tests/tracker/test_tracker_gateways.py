@@ -164,7 +164,7 @@ def test_a_far_site_reads_where_the_upstream_refuses_all_the_others() -> None:
     assert set(driver.leased("blob").values()) == {1}
     index = next(index for index, number in driver.leased("blob").items() if number == 1)
     driver.failed(1, "blob", index, status=403, final=True)
-    driver.later(60.0)
+    driver.later(30.0)
     assert {11, 12} & set(driver.leased("blob").values())
 
 
