@@ -120,7 +120,7 @@ class Upkeep:
         material = tls.material() if tls is not None else None
         if material is not None and material.certificate != self._certificate:
             if material.cluster != self._cluster and self._cluster and tls is not None:
-                pass
+                self._move(tls)
             self._certificate, self._cluster = material.certificate, material.cluster
             for session in self._parts.torrents.sessions.values():
                 session.certify()
