@@ -251,7 +251,7 @@ class TorrentEngine:
         if live.sound >> index & 1:
             self.sound(live, index)
         else:
-            self._parts.torrents.give(live, index)
+            self._parts.torrents.pieces.give(live, index)
 
     def sound(self, live: Live, index: int) -> None:
         """See `ProverOwner`."""
@@ -322,7 +322,7 @@ class TorrentEngine:
         if live.looking != index:
             self._announcer.entered(live, index)
             live.learnt(index)
-            self._parts.torrents.give(live, index)
+            self._parts.torrents.pieces.give(live, index)
             self._parts.prover.pump(live)
 
 

@@ -13,13 +13,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
 import libtorrent as lt
 import structlog
 
 from p2pdist.errors import OperationError
-from p2pdist.torrent.settings import TorrentSettings, TorrentTls, alert_mask, session_settings
+from p2pdist.torrent.making import certify, make_session
+from p2pdist.torrent.settings import TorrentSettings, alert_mask, session_settings
 
 _log = structlog.get_logger("p2pdist.torrent")
 _LISTEN = 5.0  # seconds in which libtorrent must have opened its port
@@ -27,16 +28,6 @@ _FILES = "/proc/self/fd"  # a torrent's file is named by an open descriptor: no 
 _FLAGS = (lt.torrent_flags.default_flags & ~lt.torrent_flags.auto_managed & ~lt.torrent_flags.paused) | (
     lt.torrent_flags.no_verify_files
 )
-# RFC 7919, ffdhe2048: libtorrent wants parameters though TLS 1.3 uses none.
-_DH = """-----BEGIN DH PARAMETERS-----
-MIIBCAKCAQEA//////////+t+FRYortKmq/cViAnPTzx2LnFg84tNpWp4TZBFGQz
-+8yTnc4kmz75fS/jY2MMddj2gbICrsRhetPfHtXV/WVhJDP1H18GbtCFY2VVPe0a
-87VXE15/V8k1mE8McODmi3fipona8+/och3xWKE2rec1MKzKT0g6eXq8CrGCsyT7
-YdEIqUuyyOP7uWrat2DX9GgdT0Kj3jlN9K5W7edjcrsZCwenyO4KbXCeAvzhzffi
-7MA0BM0oNC9hkXL+nOmFg/+OTxIy7vKBg8P+OxtMb61zO7X8vC7CIAXFjvGDfRaD
-ssbzSibBsu/6iGtCOGEoXJf//////////wIBAg==
------END DH PARAMETERS-----
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +98,7 @@ class Session:
         self._pool = pool
         self._listening: asyncio.Future[None] = self._loop.create_future()
         pack = session_settings(self._settings, port, self._peer_id, checks=self._checks)
-        self._session = await self._loop.run_in_executor(pool, self._make, pack)
+        self._session = await self._loop.run_in_executor(pool, make_session, pack, self._settings.wan)
         self._reader, self._writer = socket.socketpair()
         self._reader.setblocking(False)
         self._writer.setblocking(False)
@@ -123,22 +114,6 @@ class Session:
         except OperationError:
             await self.close()
             raise
-
-    def _make(self, pack: Any) -> lt.session:
-        parameters = lt.session_params()
-        parameters.settings = pack
-        session = lt.session(parameters)
-        wan = self._settings.wan
-        if wan is not None:
-            wide = session.create_peer_class("wan")
-            limits = session.get_peer_class(wide)
-            limits["upload_limit"], limits["download_limit"] = wan.upload_limit, wan.download_limit
-            session.set_peer_class(wide, limits)
-            everyone = lt.ip_filter()
-            for first, last in (("0.0.0.0", "255.255.255.255"), ("::", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff")):
-                everyone.add_rule(first, last, 1 << wide)
-            session.set_peer_class_filter(everyone)
-        return session
 
     async def close(self) -> None:
         """Leave every swarm and close every connection; files are let go of when it returns."""
@@ -228,7 +203,7 @@ class Session:
     def certify(self) -> None:
         """This node's certificate was renewed: new connections show the new one."""
         for handle in self._handles.values():
-            _certify(handle, self._settings.tls)
+            certify(handle, self._settings.tls)
 
     def watch(self, on: bool) -> None:
         """From now on (or no longer) `torrent_asked` and `torrent_block` are told."""
@@ -288,7 +263,7 @@ class Session:
         elif isinstance(alert, lt.torrent_removed_alert):
             self._owner.torrent_removed(alert.info_hashes.v1.to_bytes())
         elif isinstance(alert, lt.torrent_need_cert_alert):
-            _certify(alert.handle, self._settings.tls)
+            certify(alert.handle, self._settings.tls)
         elif isinstance(alert, lt.peer_connect_alert):
             self._owner.torrent_connected(_key(alert), _remote(alert), "outgoing" in alert.message())
         elif isinstance(alert, lt.peer_disconnected_alert):
@@ -327,9 +302,3 @@ def _key(alert: lt.torrent_alert) -> bytes:
 def _remote(alert: lt.peer_alert) -> Remote:
     host, port = alert.endpoint
     return Remote(host, port, alert.pid.to_bytes())
-
-
-def _certify(handle: lt.torrent_handle, tls: TorrentTls | None) -> None:
-    material = tls.material() if tls is not None else None
-    if material is not None:
-        handle.set_ssl_certificate_buffer(material.certificate, material.key, _DH)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import Protocol, TypeVar
 
 import structlog
@@ -20,9 +19,10 @@ from p2pdist.errors import StorageError
 from p2pdist.scope import Scope
 from p2pdist.torrent.alone import bits
 from p2pdist.torrent.blame import Sender
-from p2pdist.torrent.files import Cut, copy_chunks, read_chunk, scratch
+from p2pdist.torrent.files import copy_chunks, scratch
 from p2pdist.torrent.live import COLD, MAPPED, Live, Loaded
 from p2pdist.torrent.metainfo import of_blob
+from p2pdist.torrent.pieces import Pieces, PiecesOwner
 from p2pdist.torrent.session import Remote, Session
 from p2pdist.torrent.settings import TorrentSettings
 
@@ -30,12 +30,11 @@ T = TypeVar("T")
 _log = structlog.get_logger("p2pdist.torrent")
 _STEP = 10.0  # seconds that libtorrent may take to load or unload a torrent
 _RETRY = 2.0  # seconds before a torrent that failed is loaded again
-_GIVEN = 16  # chunks given at a time
 _BATCH = 0.05  # seconds in which refused chunks are collected before the torrent is loaded anew
 _PACE = 0.1  # seconds between two looks at what libtorrent says, in the middle of a transfer
 
 
-class TorrentsOwner(Protocol):
+class TorrentsOwner(PiecesOwner, Protocol):
     """Who is told, and asked."""
 
     def torrents_changed(self, live: Live) -> None:
@@ -43,9 +42,6 @@ class TorrentsOwner(Protocol):
 
     def dropped(self, live: Live, indexes: Iterable[int]) -> None:
         """libtorrent had these pieces and forgot them before they were proved."""
-
-    def arrived(self, live: Live, indexes: Iterable[int]) -> None:
-        """libtorrent has all of these pieces; they are on their way into the file."""
 
     def flushed(self, live: Live) -> None:
         """There may be pieces to prove."""
@@ -69,9 +65,9 @@ class Torrents:
         self._pool = pool
         self._keys: dict[bytes, tuple[Live, Loaded]] = {}
         self._lives: set[Live] = set()  # those whose files are open
-        self._moved: set[Live] = set()  # pieces or barriers came in this look
         self._stopped = False
         self.watched = False
+        self.pieces = Pieces(owner, settings.flush, pool)
         self.sessions = {
             COLD: Session(settings, peer_id, self, checks=False),
             MAPPED: Session(settings, peer_id, self, checks=True),
@@ -81,6 +77,7 @@ class Torrents:
         """Listen on the ports behind `port`. OperationError if that can't be."""
         self._scope = scope
         self._loop = asyncio.get_running_loop()
+        self.pieces.start(scope)
         for kind, session in self.sessions.items():
             await session.start(port + kind, self._pool)
 
@@ -175,7 +172,7 @@ class Torrents:
         if not loaded.usable:
             return
         for index in bits(exchange.have & ~live.arrived):
-            self.give(live, index)
+            self.pieces.give(live, index)
         self._owner.torrents_changed(live)
 
     async def _let_go(self, key: bytes) -> None:
@@ -205,47 +202,6 @@ class Torrents:
             _log.error("libtorrent does not let go of a torrent", digest=live.exchange.name)
 
     # --- pieces --------------------------------------------------------------------------------------------------
-
-    def give(self, live: Live, index: int) -> None:
-        """Give libtorrent a proved chunk that did not come through it."""
-        if live.current is None or live.arrived >> index & 1:
-            return  # given when the torrent is loaded, or compared with what came
-        live.to_give.add(index)
-        if not live.giving:
-            live.giving = True
-            self._scope.spawn(self._give(live))
-
-    async def _give(self, live: Live) -> None:
-        try:
-            while live.to_give and not live.gone:
-                loaded = live.current
-                inject = loaded.session.injector(loaded.metainfo.key) if loaded is not None else None
-                if inject is None:
-                    return
-                batch = [live.to_give.pop() for _ in range(min(len(live.to_give), _GIVEN))]
-                live.given.update(dict.fromkeys(batch, self._loop.time()))
-                await self._in_thread(partial(_inject, inject, live.source, live.cut, batch))
-        except StorageError as error:
-            live.exchange.fail(error)
-        finally:
-            live.giving = False
-
-    def flush(self, live: Live) -> None:
-        """Ask for a flush barrier if one is due, or once it is."""
-        loaded, now = live.current, self._loop.time()
-        if loaded is None or live.gone:
-            return
-        if live.flush_due(now, self._settings.flush):
-            loaded.session.flush(loaded.metainfo.key)
-            self._owner.arrived(live, live.flushing or ())
-        elif live.came and live.flushing is None and live.flush_timer is None:
-            live.flush_timer = self._loop.call_later(
-                live.flushed_at + self._settings.flush - now, self._flush_now, live
-            )
-
-    def _flush_now(self, live: Live) -> None:
-        live.flush_timer = None
-        self.flush(live)
 
     def connect(self, live: Live, peers: Sequence[tuple[str, int]]) -> None:
         """Dial peers; hosts, and the ports of their control links."""
@@ -289,20 +245,18 @@ class Torrents:
         """See `SessionOwner`."""
         live = self._fetching(key)
         if live is not None and live.piece(index, self._loop.time()):
-            self._moved.add(live)
+            self.pieces.moved(live)
 
     def torrent_flushed(self, key: bytes) -> None:
         """See `SessionOwner`."""
         live = self._fetching(key)
         if live is not None:
             live.flush_over(self._loop.time())
-            self._moved.add(live)
+            self.pieces.moved(live)
 
     def torrents_looked(self) -> None:
         """See `SessionOwner`."""
-        moved, self._moved = self._moved, set()
-        for live in moved:
-            self.flush(live)
+        for live in self.pieces.looked():
             self._owner.flushed(live)
 
     def torrents_pace(self) -> float:
@@ -341,11 +295,6 @@ class Torrents:
     def _fetching(self, key: bytes) -> Live | None:
         known = self._keys.get(key)
         return known[0] if known is not None and known[0].fetching and known[1].usable else None
-
-
-def _inject(inject: Callable[[int, bytes], None], source: int, cut: Cut, batch: list[int]) -> None:
-    for index in batch:
-        inject(index, read_chunk(source, cut, index))
 
 
 def _prepare(live: Live, settings: TorrentSettings) -> None:

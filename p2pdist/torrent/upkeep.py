@@ -71,8 +71,8 @@ class Upkeep:
             self._justice.condemn(live, verdict)
         for index, given in list(live.given.items()):
             if now - given > _GIVEN:
-                parts.torrents.give(live, index)
-        parts.torrents.flush(live)
+                parts.torrents.pieces.give(live, index)
+        parts.torrents.pieces.flush(live)
         parts.prover.look_again(live)
 
     def _look_at_finished(self, live: Live, now: float) -> None:

@@ -108,7 +108,9 @@ def test_a_false_attestation_that_is_pushed_to_everybody_costs_time_only(
         await until(lambda: len(live_of(two).proofs) == 8)
         for index in range(4):
             lab.give(one, DATA[: 8 * CHUNK], index)
-        await until(lambda: len(live_of(two).landed) == 4, seconds=20.0)  # in its file, and the only attestations say otherwise
+        await until(
+            lambda: len(live_of(two).landed) == 4, seconds=20.0
+        )  # in its file, and the only attestations say otherwise
         for index in range(4, 8):
             lab.give(one, DATA[: 8 * CHUNK], index)
         await until(lambda: exchanges[2].whole)

@@ -107,7 +107,7 @@ def test_a_blob_that_nobody_wants_any_more_is_unloaded(tmp_path: Path) -> None:
         await until(lambda: not live.loaded)
         await exchange.commit(late.store)
         await until(lambda: not live_of(late).loaded)  # its scratch file is gone as well
-        assert live_of(late).scratch == -1
+        await until(lambda: live_of(late).scratch == -1)
 
     run_case(tmp_path, case)
 
