@@ -111,7 +111,7 @@ class Swarm:
         "alone", "avoid", "awaited", "born", "chunk_size", "closing", "count", "denied", "digest", "everywhere",
         "failures", "far_ring", "full", "gateways", "hold_until", "holders", "leased", "leases", "lone_queue",
         "members", "missed", "missing", "near", "order", "over", "passed", "ring", "rollout", "seats", "shunned",
-        "siblings", "size", "source", "stuck", "tally", "votes",
+        "siblings", "since", "size", "source", "stuck", "tally", "votes",
     )  # fmt: skip
 
     def __init__(
@@ -151,7 +151,8 @@ class Swarm:
         self.awaited: frozenset[str] = frozenset()  # sites whose gateways may still come
         self.gateways: dict[str, Node] = {}  # by site: who carries the blob to and from other sites
         self.tally = Tally()
-        self.source: dict[int, Node] = {}  # who said last that it read the chunk
+        self.source: dict[int, Node] = {}  # who said last that it read the chunk ...
+        self.since: dict[int, float] = {}  # ... and when
         self.missed: dict[int, tuple[float, Node, set[Node]]] = {}  # should be had: first missed, and by all
         self.failures: dict[int, int] = {}
         self.passed: dict[int, tuple[float, int]] = {}  # chunks that were sat on: `since` and `passed` of their leases

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from p2pdist.protocol import limits, messages
 from tracker import gateways
 from tracker.model import Lease, Node, Seat, State, Swarm
@@ -12,7 +14,8 @@ MISSED_FOR = 30.0  # seconds after which an earlier Miss no longer counts
 SLOW = 2.5  # seconds that the first half of the first chunk from another zone may take
 FEW = 64  # nodes of a swarm of which all are counted that miss a chunk:
 MOST = 3  # so many ...
-MOST_OF = 0.66  # ... and such a share of them
+MOST_OF = 0.66  # ... and such a share of them ...
+HAD = 2.0  # ... so many times `late_after` after somebody said that he had read it
 PACES = 4.0  # a missed read from another zone is late after so many times the usual
 
 
@@ -136,19 +139,19 @@ class Rescue:
         Where nearly all of a few miss it, it doesn't take long: a chunk on its way is with some of them by then.
         """
         swarm = seat.swarm
-        first = swarm.missed.get(index)
-        if first is None or now - first[0] > MISSED_FOR:
-            swarm.missed[index] = (now, seat.node, {seat.node})
-            return False
-        when, who, all_ = first
+        when, who, all_ = swarm.missed.get(index, (-math.inf, seat.node, set()))
+        new = now - when > MISSED_FOR
+        if new:
+            when, who, all_ = swarm.missed[index] = (now, seat.node, set())
         crowd = swarm.crowd()
         if crowd <= FEW:
             all_.add(seat.node)
         sole = (
             len(swarm.gateways) > 1 and swarm.gateways.get(seat.node.site) is seat.node
         )  # who else of its site could say?
-        most = len(all_) >= max(MOST, MOST_OF * crowd) and now - when >= self._rules.late_after
-        if not most and (now - when < self._rules.miss_again or (who is seat.node and crowd > 2 and not sole)):
+        old = now - swarm.since.get(index, now) >= HAD * self._rules.late_after
+        most = old and len(all_) >= max(MOST, MOST_OF * crowd)
+        if not most and (new or now - when < self._rules.miss_again or (who is seat.node and crowd > 2 and not sole)):
             return False
         del swarm.missed[index]
         return True

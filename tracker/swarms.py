@@ -202,6 +202,7 @@ class Swarms:
         swarm = seat.swarm
         self._seats.learn(seat, 1 << message.index)
         swarm.source[message.index] = node
+        swarm.since[message.index] = now
         swarm.missed.pop(message.index, None)
         swarm.failures.pop(message.index, None)
         swarm.passed.pop(message.index, None)
