@@ -367,20 +367,16 @@ class MeshEngine:
             self._host.chunks_missing(self._exchanges[blob], indexes)
         if self._orphaned is not None:
             since, nodes = self._orphaned
-            while (own := self._decide.self_lease(now, since, nodes, self._away())) is not None:
-                if not self._read_alone(*own):
-                    break
-
-    def _read_alone(self, blob: str, index: int) -> bool:
-        """Claim the chunk and begin to read it; False: it can't be read here now."""
-        exchange = self._exchanges[blob]
-        self._say_claim(blob, index)
-        giver = self._giver(exchange, index)
-        if giver is None:
-            self._host.read_alone(exchange, index)
-        elif self.leased(exchange, index):
-            self._scope.spawn(self._carry_alone(exchange, index, giver))
-        return (blob, index) in self._reading
+            own = self._decide.self_lease(now, since, nodes, self._away())  # one a tick: in step, all pause at once
+            if own is not None:
+                blob, index = own
+                exchange = self._exchanges[blob]
+                self._say_claim(blob, index)
+                giver = self._giver(exchange, index)
+                if giver is None:
+                    self._host.read_alone(exchange, index)
+                elif self.leased(exchange, index):
+                    self._scope.spawn(self._carry_alone(exchange, index, giver))
 
     # --- other zones ---------------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from simulate import Links
+from simulate_links import Links
 
 SIMULATE = Path(__file__).resolve().parents[2] / "bench" / "simulate.py"
 
