@@ -124,7 +124,7 @@ def session_settings(settings: TorrentSettings, port: int, peer_id: str, *, chec
         "active_downloads": -1,
         "active_seeds": -1,
         "max_queued_disk_bytes": 64 * 1024 * 1024,
-        "aio_threads": 4,
+        "aio_threads": 2,  # four wake each other: 10% more CPU for the same
         "stop_tracker_timeout": 1,
     }
     if settings.host not in ("0.0.0.0", "::"):
