@@ -38,7 +38,9 @@ def test_no_link_is_ever_asked_for_more_than_it_has_and_every_transfer_is_held_b
         assert at_source or (down[t] > 0.99 and rate >= found[target == t].max() - 0.001)
 
 
-@pytest.mark.parametrize("more", [[], ["--kill", "0.2"]], ids=["all live", "two die"])
+@pytest.mark.parametrize(
+    "more", [[], ["--kill", "0.2"], ["--kill-tracker", "0.5"]], ids=["all live", "two die", "the tracker dies"]
+)
 def test_a_small_rollout_comes_near_the_limit_with_one_copy_from_upstream(more: list[str]) -> None:
     argv = [sys.executable, str(SIMULATE), "--nodes", "10", "--size", "16", "--chunk", "64", "--json", *more]
     result = json.loads(subprocess.run(argv, check=True, capture_output=True, text=True, timeout=100).stdout)
