@@ -76,7 +76,6 @@ class _Neighbour(Generic[Peer]):
     active: int = 0  # downloads active there, as last heard
     out: int = 0  # our requests to it
     hold: float = 0.0  # ask nothing before this time
-    pace: float = 0.0  # chunks per second that one of its upload slots gave us, smoothed; 0: not known
 
 
 class Decisions(Generic[Peer]):
