@@ -16,6 +16,7 @@ from tracker.timers import Outbox
 OTHERS = 3  # nodes that must have shown progress since, in larger swarms
 PASSED = 3  # times that a chunk is taken for sat on because others make progress
 LAST = 4  # leases of a rollout that has nothing else left: whether others make progress says nothing then
+SLOW = 1.5  # times what is usual: a node whose last read took longer reads none of the last chunks while others can
 OWN = 1.5  # a node has so many times what its own last read took, up to `lease_timeout`
 UNSEEN = 0.5  # of `lease_timeout`: what a node is taken to need of which nothing has come yet
 AGE = 60.0  # seconds that what has not come counts for, at most, while others make progress
@@ -58,6 +59,11 @@ class Lateness:
                 own = min(OWN * reads.took(node), rules.lease_timeout)
                 return max(rules.late_after, rules.late_factor * reads.usual(now, least, AGE), own)
         return max(rules.lease_timeout, rules.lease_timeout_factor * reads.usual(now, least, least))
+
+    def slow(self, now: float, rollout: Rollout, node: Node) -> bool:
+        """Whether the node's last read took clearly longer than the others'."""
+        took = rollout.reads.took(node)
+        return took > 0 and took > SLOW * rollout.reads.usual(now, 0.0, AGE)
 
     def brisk(self, now: float, rollout: Rollout) -> bool:
         """Whether reads from this upstream usually take less than any lease is given."""

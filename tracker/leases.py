@@ -20,6 +20,7 @@ from tracker.timers import Outbox
 from tracker.zones import Zones
 
 PACE_WEIGHT = 0.1  # of the newest measurement in the average
+LAST_CHUNKS = 32  # of a blob: everybody waits for them, and slow nodes read them last (docs/adr/0016)
 LONGEST_BACK_OFF = 8.0  # seconds
 MOST_STEPS = 4  # times that more nodes are asked while nothing comes: of a slow upstream in all
 
@@ -110,6 +111,7 @@ class Leases:
         """The next node in turn; those that can't take a lease now leave the ring until they can."""
         ring, readers = swarm.turns()
         load, parked = swarm.rollout.load, swarm.rollout.parked
+        slow: Seat | None = None
         for _ in range(len(ring)):
             seat = ring.popleft()
             node = seat.node
@@ -127,8 +129,10 @@ class Leases:
                     continue
                 # at most one seat avoids all that is missing: a chunk is avoided by one seat
                 if wanted & ~seat.avoided or readers <= 1:
-                    return seat
-        return None
+                    if wanted.bit_count() > LAST_CHUNKS or not self.lateness.slow(now, swarm.rollout, node):
+                        return seat
+                    slow = slow or seat
+        return slow
 
     def _lease(self, now: float, seat: Seat, missing: int, out: Outbox) -> None:
         swarm, node = seat.swarm, seat.node

@@ -370,3 +370,36 @@ def test_of_two_streams_under_another_tracker_both_are_called_back() -> None:
     rejoin(driver, 1, "blob", streaming=True)
     rejoin(driver, 2, "blob", streaming=True)
     assert {number for number, _ in of(driver.said, wire.Recall)} == {1, 2}
+
+
+def read_at_their_own_pace(driver: Driver, seconds: dict[int, float]) -> list[tuple[int, int]]:
+    """Each node needs so long for a chunk, until nothing is leased; who read what."""
+    read, granted = [], {}
+    while pending := driver.leased("blob"):
+        for index, node in pending.items():
+            granted.setdefault(index, driver.now + seconds[node])
+        index = min(pending, key=lambda index: granted[index])
+        driver.later(max(0.0, granted[index] - driver.now))
+        driver.half(pending[index], "blob", index)
+        driver.got(pending[index], "blob", index)
+        read.append((pending[index], index))
+    return read
+
+
+def test_a_slow_node_reads_its_share_but_none_of_the_last_chunks_for_which_all_would_wait() -> None:
+    driver = Driver()
+    for number in range(1, 13):
+        driver.join(number, "blob", chunks=200)
+    read = read_at_their_own_pace(driver, {**dict.fromkeys(range(1, 12), 0.1), 12: 0.4})
+    by_slow = [index for node, index in read if node == 12]
+    assert len(by_slow) >= 3 and max(by_slow) < 200 - 32
+    assert len(read) == 200
+
+
+def test_where_all_others_have_their_hands_full_a_slow_node_reads_the_last_chunks_too() -> None:
+    driver = Driver()
+    for number in (1, 2):
+        driver.join(number, "blob", chunks=60)
+    read = read_at_their_own_pace(driver, {1: 0.1, 2: 0.4})
+    assert len(read) == 60
+    assert any(node == 2 and index >= 60 - 32 for node, index in read)
