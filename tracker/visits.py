@@ -132,7 +132,7 @@ class Visits:
         if older is not None:
             older.end("the node began another session")
         self._sessions[node] = session
-        self.door.welcome(session, self.nodes + (older is None))
+        self.door.welcome(session, self.nodes)
         if self.voice is not None:
             self.voice.came(session.guest)
         log.info("agent joined", node=node.hex()[:16], name=session.name, address=session.address)

@@ -356,7 +356,8 @@ class MeshEngine:
             return {}
         self._complained = now
         lacking = {blob: list(bits(e.full & ~e.have, 64)) for blob, e in self._exchanges.items() if e.have != e.full}
-        _log.warning("neighbours promise chunks and send none", blobs=len(lacking))
+        if lacking:
+            _log.warning("neighbours promise chunks and send none", blobs=len(lacking))
         return lacking
 
     def _look_for_more(self, now: float) -> None:

@@ -97,6 +97,7 @@ async def test_a_member_gets_a_membership_signed_by_the_cluster() -> None:
         membership = agent.welcome.membership
         assert membership.node == agent.node
         assert agent.welcome.cluster_key == running.cluster_key
+        assert agent.welcome.nodes == 1  # itself, once
         signed = attest.membership_bytes(membership.node, membership.expires)
         assert attest.signature_holds(running.cluster_key, membership.signature, signed)
 
