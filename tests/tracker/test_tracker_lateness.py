@@ -109,6 +109,32 @@ def test_a_slow_upstream_is_not_asked_for_more_and_more_at_once() -> None:
     assert most <= 8 + 4 * 8
 
 
+def test_where_all_stand_still_at_once_nothing_is_read_twice_for_long() -> None:
+    driver, _ = started()
+    for _ in range(20):  # what is usual is short, and known
+        index, node = min(driver.leased("blob").items())
+        driver.later(0.1)
+        driver.got(node, "blob", index)
+    for _ in range(30):
+        driver.later(1.0)
+    said = [index for _, index in leases(driver.said)]
+    assert len(set(said)) == len(said)
+
+
+def test_halves_that_come_late_are_no_reason_to_ask_a_slow_upstream_for_more() -> None:
+    driver = Driver()
+    for number in range(1, 81):
+        driver.join(number, "blob", chunks=5000)
+    most = 0
+    for _ in range(12):  # all that comes takes more than two seconds
+        for _ in range(25):
+            driver.later(0.1)
+        index, node = min(driver.leased("blob").items())
+        driver.half(node, "blob", index)
+        most = max(most, len(driver.leased("blob")))
+    assert most <= 8 + 4 * 8
+
+
 # --- the node ---
 
 
