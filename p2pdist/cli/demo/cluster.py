@@ -24,6 +24,7 @@ from p2pdist.errors import OperationError
 REGISTRY = "registry.demo"  # what the agents know the demo's registry by; never resolved
 _LOOPBACK = "127.0.0.1"
 _MIRROR_PORT, _PEER_PORT = 5050, 5051
+_TRACKER = 254  # its address in the demo's network; nodes have 2 to 101
 _START_SECONDS = 60.0
 _STOP_SECONDS = 15.0
 _LOOK_SECONDS = 0.05
@@ -93,11 +94,14 @@ async def started_cluster(directory: Path, image: DemoImage, count: int) -> Asyn
         registry = await start("registry", "-m", "p2pdist.cli.demo.registry", str(image.directory), read_stdout=True)
         upstream = f"http://{_LOOPBACK}:{await registry.first_line(_START_SECONDS)}"
 
-        tracker_port = free_port(_LOOPBACK, 0)  # not 7070: a tracker that starts meanwhile may take that
+        # An address of its own: on 127.0.0.1 another program may get the port before the tracker has it, and answer.
+        tracker_host = f"{network}.{_TRACKER}"
+        tracker_port = free_port(tracker_host, 0)  # not 7070: a tracker that starts meanwhile may take that everywhere
+        tracker_url = f"https://{tracker_host}:{tracker_port}"
         tracker_config = directory / "tracker.toml"
         tracker_data = str(directory / "tracker-data")
         tracker_config.write_text(
-            toml({"host": _LOOPBACK, "port": tracker_port, "data_directory": tracker_data, "insecure": False})
+            toml({"host": tracker_host, "port": tracker_port, "data_directory": tracker_data, "insecure": False})
         )
         maker = await start(
             "token", "-m", "tracker", "token", "create", "--config", str(tracker_config), read_stdout=True
@@ -111,7 +115,7 @@ async def started_cluster(directory: Path, image: DemoImage, count: int) -> Asyn
 
         async def tracker_answers() -> bool:
             try:
-                async with http.get(f"https://{_LOOPBACK}:{tracker_port}/healthz", ssl=anyone) as answer:
+                async with http.get(f"{tracker_url}/healthz", ssl=anyone) as answer:
                     return answer.status == 200
             except (aiohttp.ClientError, TimeoutError):
                 return False
@@ -129,7 +133,7 @@ async def started_cluster(directory: Path, image: DemoImage, count: int) -> Asyn
                         "node": {"name": name, "data_dir": str(directory / name), "max_store_bytes": 0},
                         "mirror": {"host": host, "port": mirror_port},
                         "peer": {"host": host, "port": free_port(host, _PEER_PORT), "advertise_host": host},
-                        "tracker": {"urls": [f"https://{_LOOPBACK}:{tracker_port}"]},
+                        "tracker": {"urls": [tracker_url]},
                         "cluster": {"insecure": False, "token": token},
                         "registries": [{"name": REGISTRY, "url": upstream}],
                         "admin": {"socket": str(admin)},
@@ -141,7 +145,7 @@ async def started_cluster(directory: Path, image: DemoImage, count: int) -> Asyn
             client = await stack.enter_async_context(AdminClient(admin))
             nodes.append(Node(name, host, f"http://{host}:{mirror_port}", child, client))
         for node in nodes:
-            await _until(partial(_is_linked, node), node.child)
+            await _until(partial(_is_linked, node), node.child, tracker)
         yield Cluster(upstream, children, nodes, http)
 
 
@@ -207,12 +211,13 @@ async def _is_linked(node: Node) -> bool:
         return False
 
 
-async def _until(condition: Callable[[], Awaitable[bool]], child: Child) -> None:
-    """Real processes start in real time: look again until it is so, or the process that should bring it about ended."""
+async def _until(condition: Callable[[], Awaitable[bool]], child: Child, *others: Child) -> None:
+    """Real processes start in real time: look again until it is so, or one that should bring it about has ended."""
     try:
         async with asyncio.timeout(_START_SECONDS):
             while not await condition():
-                child.check()
+                for needed in (child, *others):
+                    needed.check()
                 await asyncio.sleep(_LOOK_SECONDS)
     except TimeoutError:
         raise ChildDied(f"{child.name} was not ready after {_START_SECONDS:g} s: {child.last_words()}") from None
