@@ -38,15 +38,13 @@ class Lateness:
 
     # --- leases ---
 
-    def late(self, now: float, lease: Lease) -> bool:
-        """Whether another node should read it."""
-        return now - lease.touched >= self._patience(now, lease)
-
     def next_look(self, now: float, lease: Lease) -> float:
-        """When to look again: others may have shown progress by then."""
+        """When to look again, as others may have shown progress by then. `now`: it is late, and another's to read."""
+        patience = self._patience(now, lease)
+        if now - lease.touched >= patience:
+            return now
         soon = self._rules.late_after
-        due = lease.touched + self._patience(now, lease)
-        return max(lease.touched + soon, min(now + soon / 2, due))
+        return max(lease.touched + soon, min(now + soon / 2, lease.touched + patience))
 
     def _patience(self, now: float, lease: Lease) -> float:
         rules, swarm, node = self._rules, lease.seat.swarm, lease.seat.node

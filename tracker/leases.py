@@ -111,6 +111,7 @@ class Leases:
         """The next node in turn; those that can't take a lease now leave the ring until they can."""
         ring, readers = swarm.turns()
         load, parked = swarm.rollout.load, swarm.rollout.parked
+        last = wanted.bit_count() <= LAST_CHUNKS
         slow: Seat | None = None
         for _ in range(len(ring)):
             seat = ring.popleft()
@@ -129,7 +130,7 @@ class Leases:
                     continue
                 # at most one seat avoids all that is missing: a chunk is avoided by one seat
                 if wanted & ~seat.avoided or readers <= 1:
-                    if wanted.bit_count() > LAST_CHUNKS or not self.lateness.slow(now, swarm.rollout, node):
+                    if not last or not self.lateness.slow(now, swarm.rollout, node):
                         return seat
                     slow = slow or seat
         return slow
@@ -332,8 +333,7 @@ class Leases:
         if not lease.left:
             return
         if lease.source is None:
-            late = self.lateness.late(now, lease)
-            lease.deadline = now if late else self.lateness.next_look(now, lease)
+            lease.deadline = self.lateness.next_look(now, lease)
         if now < lease.deadline:
             self._state.timers.at(lease.deadline, partial(self._expire, lease))
             return
