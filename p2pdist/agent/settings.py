@@ -7,8 +7,8 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from p2pdist.config import AgentConfig
-from p2pdist.errors import ConfigError, StorageError
+from p2pdist.config import AgentConfig, password_text
+from p2pdist.errors import StorageError
 from p2pdist.mirror import Access, read_passwords
 from p2pdist.pull import PullSettings
 from p2pdist.trust import Enforcement, TrustSettings
@@ -38,10 +38,7 @@ def mirror_access(config: AgentConfig) -> Access:
     mirror = config.mirror
     passwords: frozenset[bytes] = frozenset()
     if mirror.password_file is not None:
-        try:
-            passwords = read_passwords(mirror.password_file.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"mirror.password_file: {mirror.password_file} can't be read: {error}") from error
+        passwords = read_passwords(password_text(mirror.password_file))
     names = {name.lower() for name in (*mirror.names, mirror.host)}
     return Access(frozenset(names), config.mirror_is_remote, passwords)
 

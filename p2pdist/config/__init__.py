@@ -2,6 +2,7 @@
 
 from p2pdist.config.agent import AgentConfig
 from p2pdist.config.load import load_agent
+from p2pdist.config.logins import logins_in, password_text
 from p2pdist.config.machine import AdminConfig, LogConfig, NodeConfig, StoreConfig
 from p2pdist.config.membership import ClusterConfig, PeerConfig, SiteConfig, TrackerConfig
 from p2pdist.config.registries import RegistryConfig, UpstreamConfig
@@ -24,5 +25,7 @@ __all__ = [
     "UpstreamConfig",
     "human_size",
     "load_agent",
+    "logins_in",
     "parse_size",
+    "password_text",
 ]

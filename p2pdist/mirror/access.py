@@ -14,7 +14,7 @@ import ipaddress
 import re
 from dataclasses import dataclass
 
-from p2pdist.errors import ConfigError
+from p2pdist.config import logins_in
 from p2pdist.mirror.door import Refusal
 
 _HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^:\[\]]+)(?::[0-9]{1,5})?")  # RFC 9110 section 7.2
@@ -71,19 +71,5 @@ class Access:
 
 
 def read_passwords(text: str) -> frozenset[bytes]:
-    """What a password file says: a line `user:password` for each; empty lines and those with a # in front don't count.
-
-    Raises:
-        ConfigError: a line that is none, named by its number only; or there is none at all.
-    """
-    found = set()
-    for number, line in enumerate(text.splitlines(), 1):
-        if not line.strip() or line.startswith("#"):
-            continue
-        user, colon, password = line.partition(":")
-        if not user or not colon or not password:
-            raise ConfigError(f"mirror.password_file: line {number} is not user:password")
-        found.add(hashlib.sha256(line.encode()).digest())
-    if not found:
-        raise ConfigError("mirror.password_file: there is no user:password in it")
-    return frozenset(found)
+    """What a password file says, for `Access`. ConfigError: see `config.logins.logins_in`."""
+    return frozenset(hashlib.sha256(login.encode()).digest() for login in logins_in(text))

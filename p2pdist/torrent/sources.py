@@ -11,6 +11,7 @@ import aiohttp
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.x509 import load_pem_x509_certificate
 
+from p2pdist.config import logins_in, password_text
 from p2pdist.errors import (
     ConfigError,
     StorageError,
@@ -79,7 +80,7 @@ class MirrorSource:
         self._url = url
         self._pin = _pinned(certificate) if certificate is not None else True
         self._tls = _context(own) if certificate is not None else True
-        self._login = {"Authorization": f"Basic {_first_password(passwords)}"} if passwords is not None else {}
+        self._login = {"Authorization": f"Basic {_first_login(passwords)}"} if passwords is not None else {}
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> MirrorSource:
@@ -144,13 +145,8 @@ def _context(own: tuple[Path, Path] | None) -> ssl.SSLContext:
     return context
 
 
-def _first_password(passwords: Path) -> str:
-    try:
-        lines = passwords.read_text().splitlines()
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"mirror.password_file: {passwords} can't be read: {error}") from error
-    login = next((line for line in lines if line.strip() and not line.startswith("#")), "")
-    return base64.b64encode(login.encode()).decode()
+def _first_login(passwords: Path) -> str:
+    return base64.b64encode(logins_in(password_text(passwords))[0].encode()).decode()
 
 
 def _pinned(certificate: Path) -> aiohttp.Fingerprint:
