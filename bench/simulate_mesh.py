@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable
 from typing import Any, cast
@@ -41,7 +42,7 @@ class Node:
 Request = tuple[Node, Ask[bytes]]  # who asks, and what: the token of a request
 
 
-class Mesh:
+class Mesh(ABC):
     """What happens between nodes. Whoever derives from it keeps the clock and the tracker."""
 
     now: float
@@ -55,21 +56,21 @@ class Mesh:
     rates: Any  # bytes per second of each node
     read: int  # chunks that came from upstream
 
+    @abstractmethod
     def send(self, call: Callable[..., None], *args: Any) -> None:
         """`call` after one latency."""
-        raise NotImplementedError
 
+    @abstractmethod
     def tell(self, node: Node, method: str, message: Any) -> None:
         """A message to the tracker."""
-        raise NotImplementedError
 
+    @abstractmethod
     def came_from_upstream(self, node: Node, transfer: Transfer) -> None:
         """A chunk that the node read."""
-        raise NotImplementedError
 
+    @abstractmethod
     def read_alone(self, node: Node) -> None:
         """Without a tracker the node may read."""
-        raise NotImplementedError
 
     def unlink(self, node: Node, gone: Node) -> None:
         for ask in node.decide.link_down(gone.name):

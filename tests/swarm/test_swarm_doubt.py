@@ -12,7 +12,9 @@ from swarm.swarm_script import CHUNK, EXPIRES, NOW, Script, play
 from p2pdist.errors import DigestMismatch, SignerRefused, UpstreamUnreachable
 from p2pdist.oci import Digest
 from p2pdist.protocol import messages as wire
-from p2pdist.swarm.attest import unpack
+from p2pdist.swarm.attest import Attestor, unpack
+from p2pdist.swarm.exchange import Exchange
+from p2pdist.swarm.transfers import Transfer
 
 DATA = random.Random(5).randbytes(6 * CHUNK + 100)
 COUNT = 7
@@ -174,16 +176,22 @@ def test_who_was_contradicted_is_suspected_first(tmp_path: Path) -> None:
     play(tmp_path, case)
 
 
+async def hinted(script: Script, honest: Attestor, liar: Attestor, hint: list[int]) -> tuple[Transfer, Exchange]:
+    """A blob of which the liar's chunk 2 is false, and whose node has joined again with what another one found."""
+    script.tracker.hints = [hint]
+    transfer = script.want(DATA)
+    exchange = await script.joined(transfer)
+    script.bring(exchange, LIES, liar, 2)
+    script.bring(exchange, DATA, honest, 0, 1, *range(3, COUNT))
+    joins = len(script.tracker.got(wire.Join))
+    await script.until(lambda: len(script.tracker.got(wire.Join)) > joins)
+    return transfer, exchange
+
+
 def test_what_another_node_found_false_is_taken_from_the_swarm_and_not_from_upstream(tmp_path: Path) -> None:
     async def case(script: Script) -> None:
         honest, liar = script.member(), script.member()
-        script.tracker.hints = [[2, 99]]
-        transfer = script.want(DATA)
-        exchange = await script.joined(transfer)
-        script.bring(exchange, LIES, liar, 2)
-        script.bring(exchange, DATA, honest, 0, 1, *range(3, COUNT))
-        joins = len(script.tracker.got(wire.Join))
-        await script.until(lambda: len(script.tracker.got(wire.Join)) > joins)
+        transfer, exchange = await hinted(script, honest, liar, [2, 99])
         assert script.tracker.got(wire.Join)[-1].wants[0].have == bytes([0b1111011])
         with pytest.raises(SignerRefused):
             script.bring(exchange, LIES, liar, 2)
@@ -200,13 +208,8 @@ def test_who_has_the_true_one_of_two_statements_keeps_it_although_another_node_f
 ) -> None:
     async def case(script: Script) -> None:
         honest, liar = script.member(), script.member()
-        script.tracker.hints = [[0, 2]]  # of both the one who searched had the liar's
-        transfer = script.want(DATA)
-        exchange = await script.joined(transfer)
-        script.bring(exchange, LIES, liar, 2)
-        script.bring(exchange, DATA, honest, 0, 1, *range(3, COUNT))
-        joins = len(script.tracker.got(wire.Join))
-        await script.until(lambda: len(script.tracker.got(wire.Join)) > joins)
+        hint = [0, 2]  # of both the one who searched had the liar's
+        transfer, exchange = await hinted(script, honest, liar, hint)
         began = asyncio.get_running_loop().time()
         script.bring(exchange, DATA, honest, 2)
         with pytest.raises(SignerRefused):
